@@ -1,0 +1,32 @@
+# make setup | check | test | test-slow | test-gpu | bench. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.dev-installed
+
+.PHONY: setup check test test-slow test-gpu bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("domainkit needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PY) -m pytest tests/test_layers.py
+
+test: check
+	$(PY) -m pytest
+
+test-slow: setup
+	$(PY) -m pytest -m slow
+
+test-gpu: setup
+	$(PY) -m pytest -m gpu
+
+bench: setup
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done

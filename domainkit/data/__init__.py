@@ -1,0 +1,1 @@
+"""Reading, cleaning and mixing: iterators of `Example`."""

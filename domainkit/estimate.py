@@ -1,0 +1,86 @@
+"""What a run will cost, before it runs: tokens, memory, disk and time (for `--dry-run`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from domainkit.kinds import Prepared
+from domainkit.model.base import Base
+from domainkit.model.trunk import BATCH
+from domainkit.nets.loss import BLOCK
+from domainkit.spec import Training
+
+RUNTIME = 0.6e9  # bytes: Python with torch, transformers and bitsandbytes loaded
+EFFICIENCY = 0.7  # of a plain matrix product's speed that a decoder layer reaches
+BACKWARD = 1.5  # frozen weights: gradients of the inputs only, plus LoRA and attention
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rough figures; times within a factor of two on an idle machine."""
+
+    sequences: Mapping[str, tuple[int, int]]  # task → train, test
+    trunk_tokens: int  # distinct tokens that go through the trunk once
+    top_tokens: int  # tokens the top is trained on, over all epochs
+    memory: int  # bytes, peak
+    disk: int  # bytes of activations, at float16
+    trunk_seconds: float
+    top_seconds: float
+
+    def lines(self) -> list[str]:
+        """For people."""
+        tasks = [
+            f"task {n}: {a:,} sequences to train on, {b:,} to test on" for n, (a, b) in self.sequences.items()
+        ]
+        return [
+            *tasks,
+            f"trunk: {self.trunk_tokens:,} tokens once, about {self.trunk_seconds:,.0f} s",
+            f"top: {self.top_tokens:,} tokens in all epochs, about {self.top_seconds:,.0f} s",
+            f"memory: about {self.memory / 1e9:.1f} GB at the peak",
+            f"disk: {self.disk / 1e6:,.0f} MB of activations (float16; twice that if float16 proves too coarse)",
+        ]
+
+
+def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -> Estimate:
+    """Count what is known (tokens, bytes), time a matrix product, and multiply."""
+    distinct = {s.digest: len(s.ids) for p in prepared.values() for s in (*p.train, *p.test)}
+    trained = {n: training.epochs * sum(len(s.ids) for s in p.train) for n, p in prepared.items()}
+    layer = sum(_size(p) for p in base.layers()[-1].parameters())
+    head = base.model.get_output_embeddings().weight.numel()
+    speed = EFFICIENCY * _flops()
+    trunk = 2 * layer * (base.depth - training.layers) * sum(distinct.values())
+    top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
+    top += sum(4 * head * tokens for name, tokens in trained.items() if not prepared[name].labels)
+    vocabulary, width = base.model.get_output_embeddings().weight.shape
+    resident = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60)
+    return Estimate(
+        {n: (len(p.train), len(p.test)) for n, p in prepared.items()},
+        sum(distinct.values()),
+        sum(trained.values()),
+        int(RUNTIME + resident + working),
+        sum(distinct.values()) * width * 2,
+        trunk / speed,
+        top / speed,
+    )
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Weights in a parameter; bitsandbytes packs two 4-bit ones into a byte."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
+def _flops() -> float:
+    """Measured float32 matrix-product speed here, operations per second (median of 5)."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - began)
+    return 2 * 1024**3 / float(np.median(times))

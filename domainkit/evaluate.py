@@ -1,0 +1,82 @@
+"""Score an adapted top on a task's held-out sequences and write down everything a reader needs to check it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from domainkit import __version__
+from domainkit.kinds import Kind, Outcome, Prepared
+from domainkit.model.base import Base
+from domainkit.model.batch import Batch, batches, collate
+from domainkit.model.store import Store
+from domainkit.model.top import Top
+from domainkit.report import Curve, Report
+from domainkit.spec import Domain, Task
+
+BATCH = 4096  # tokens per evaluation batch
+
+
+def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int, seed: int) -> Outcome:
+    """Run the test sequences through the top, adapted and untouched, and score them."""
+    top.eval()
+    with torch.no_grad():
+        return kind.evaluate(top, _test_batches(store, prepared, context), prepared, seed)
+
+
+def report(
+    outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any
+) -> Report:
+    """The report of one task. `facts`: data, adapter_sha256, seconds, seed, and curves when it was just trained."""
+    return Report(
+        domain=domain.name,
+        task=task.name,
+        kind=task.kind,
+        split="test",
+        examples=len({s.group for s in prepared.test}) if not prepared.labels else len(prepared.test),
+        scores=outcome.scores,
+        per_label=outcome.per_label,
+        baseline=outcome.baseline,
+        base={"name": base.name, "sha256": base.sha256, "bits": base.bits, "attention": base.attention},
+        peak_rss_mb=peak_rss_mb(),
+        versions=versions(),
+        summary=outcome.summary,
+        tables=(*outcome.tables, *prepared.tables),
+        **facts,
+    )
+
+
+def training_curves(log: Sequence[Mapping[str, Any]], task: str) -> tuple[Curve, ...]:
+    """Loss and gradient norm of a task, optimizer step by optimizer step; empty without a log."""
+    rows = [row for row in log if row["task"] == task]
+    return tuple(
+        Curve(title, "step", key, {task: tuple((row["step"], row[key]) for row in rows)})
+        for title, key in (("Training loss", "loss"), ("Gradient norm", "grad_norm"))
+        if rows
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "scikit-learn", "numpy")
+    return {
+        "domainkit": __version__,
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in names},
+    }
+
+
+def peak_rss_mb() -> int:
+    """Peak resident memory of this process, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def _test_batches(store: Store, prepared: Prepared, context: int) -> Iterator[Batch]:
+    for rows in batches(prepared.test, row_tokens=context, batch_tokens=BATCH, seed=None):
+        yield collate(rows, store.get)

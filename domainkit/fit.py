@@ -1,0 +1,289 @@
+"""Train a top on stored activations with the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from domainkit.files import explain, sync, write_text
+from domainkit.kinds import Kind, Prepared
+from domainkit.model.batch import Row, batches, collate
+from domainkit.model.store import Store
+from domainkit.model.top import Top
+from domainkit.spec import Training
+from domainkit.types import UserError
+
+COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint does not count
+WEIGHTS = "model.safetensors"
+EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
+FLOOR = 1e3  # … when it is also larger than this
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch of the run: its task and its packed rows."""
+
+    task: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training left behind besides the weights."""
+
+    log: tuple[Mapping[str, Any], ...]  # per optimizer step: step, task, loss, grad_norm, learning_rate
+    seconds: float  # of this call
+
+
+def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> list[Step]:
+    """Every micro-batch of the run in its order: each epoch packs each task anew and deals the batches out.
+
+    The order is fixed before training starts, so resuming is skipping.
+    """
+    steps: list[Step] = []
+    for epoch in range(training.epochs):
+        dealt: list[Step] = []
+        for number, (name, prepared) in enumerate(sorted(tasks.items())):
+            order = seed * 1_000_003 + epoch * 1009 + number
+            made = batches(
+                prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order
+            )
+            dealt += [Step(name, tuple(rows)) for rows in made]
+        random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
+        steps += dealt
+    return steps
+
+
+class Steps(Dataset):
+    """The planned micro-batches as what `Objective.forward` takes."""
+
+    def __init__(self, steps: Sequence[Step], store: Store) -> None:
+        self.steps, self.store = steps, store
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step = self.steps[index]
+        return {"task": step.task, "batch": collate(step.rows, self.store.get)}
+
+
+class Objective(nn.Module):
+    """Top plus kinds: the loss of one micro-batch, averaged over its tokens (or texts)."""
+
+    accepts_loss_kwargs = False  # the Trainer averages micro-batches; it must not count labels
+
+    def __init__(self, top: Top, kinds: Mapping[str, Kind], labels: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.top, self.kinds, self.labels = top, kinds, labels
+
+    def forward(self, task: str, batch: Any) -> dict[str, Tensor]:
+        total, count = self.kinds[task].loss(self.top, batch, self.labels[task])
+        return {"loss": total / max(count, 1)}
+
+
+def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store, training: Training, *,
+        folder: Path, seed: int, resume: bool, progress: Callable[[int, Mapping[str, float]], None]) -> Fitted:  # fmt: skip
+    """Train `top` in place. `folder` keeps the checkpoints; `progress(tokens, logs)` is called after every step.
+
+    Interrupted (Ctrl-C, kill) and called again with resume=True it goes on from the newest complete checkpoint and
+    ends, on the CPU, with the same bits. Raises UserError when the loss is not finite or the gradient explodes,
+    KeyboardInterrupt after saving when interrupted once.
+    """
+    steps = plan_steps(tasks, training, seed)
+    objective = Objective(top, kinds, {name: prepared.labels for name, prepared in tasks.items()})
+    trainer = TopTrainer(
+        model=objective,
+        args=arguments(training, folder, seed),
+        train_dataset=Steps(steps, store),
+        data_collator=lambda items: items[0],
+        callbacks=[Marker(), Reporter(steps, progress)],
+    )
+    trainer.remove_callback(_printer())
+    last = newest(folder) if resume else None
+    began = time.perf_counter()
+    try:
+        with interruptible(trainer):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except OSError as error:
+        raise explain(error, folder) from error
+    log = tuple(
+        {**row, "task": steps[(row["step"] - 1) * training.accumulation].task}
+        for row in trainer.state.log_history
+        if "loss" in row
+    )
+    return Fitted(log, time.perf_counter() - began)
+
+
+def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
+    """The Trainer's arguments: AdamW, linear warm-up, cosine decay, checkpoints kept two deep."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # an item is a whole micro-batch already
+        gradient_accumulation_steps=training.accumulation,
+        num_train_epochs=1,  # the plan holds every epoch
+        train_sampling_strategy="sequential",
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=training.warmup,
+        weight_decay=0.0,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=training.save_steps,
+        save_total_limit=2,  # while the newest is being written the one before is the one that counts
+        seed=seed,
+        data_seed=seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+class TopTrainer(Trainer):
+    """Saves only what learns, as safetensors, and stops before a step that would spoil the weights."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._norms: list[float] = []
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        usual = statistics.median(self._norms) if self._norms else norm
+        if not (torch.isfinite(loss) and norm < float("inf")) or norm > max(FLOOR, EXPLODED * usual):
+            self._give_up(inputs["task"], float(loss), norm)
+        self._norms = [*self._norms[-49:], norm]
+        return loss
+
+    def _give_up(self, task: str, loss: float, norm: float) -> None:
+        kept = Path(self.args.output_dir) / "last-good"
+        self.save_model(str(kept))  # the step has not been taken: these weights are still sound
+        raise UserError(
+            f"training diverged at step {self.state.global_step + 1} (loss {loss:.4g}, gradient norm {norm:.4g})",
+            where=f"task {task}; the last good weights are in {kept}",
+            instead="a smaller --set learning_rate=… with --overwrite",
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().contiguous() for name, value in self.model.top.trainable().items()}
+        safetensors.torch.save_file(weights, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        load_trainable(self.model.top, saved)
+
+
+def load_trainable(top: Top, saved: Mapping[str, Tensor]) -> None:
+    """Copy saved values into the trainable parameters; raise UserError naming every mismatch."""
+    own = top.trainable()
+    wrong = sorted(own.keys() ^ saved.keys()) + sorted(
+        name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} weights do not match, first {wrong[0]}",
+            instead="the base and settings the run was started with",
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+
+
+class Marker(TrainerCallback):
+    """Forces a checkpoint to disk and marks it complete; whatever lacks the mark is never resumed from."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        for path in folder.iterdir():
+            sync(path)
+        write_text(folder / COMPLETE, json.dumps({"step": state.global_step}))
+        sync(folder)
+
+
+class Reporter(TrainerCallback):
+    """Tells the caller how many tokens each step trained and what was logged."""
+
+    def __init__(self, steps: Sequence[Step], progress: Callable[[int, Mapping[str, float]], None]) -> None:
+        self.sizes = [sum(len(s.ids) for row in step.rows for s in row) for step in steps]
+        self.progress = progress
+        self.done = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.done = state.global_step * args.gradient_accumulation_steps
+        self.progress(sum(self.sizes[: self.done]), {})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        upto = min(state.global_step * args.gradient_accumulation_steps, len(self.sizes))
+        self.progress(sum(self.sizes[self.done : upto]), logs or {})
+        self.done = upto
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`; incomplete ones are deleted."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (path / COMPLETE).exists():
+            found.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            shutil.rmtree(path)
+    return max(found)[1] if found else None
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt; the second one kills."""
+    asked = False
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if asked:
+                control.should_save = control.should_training_stop = True
+
+    def handle(signum: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, previous)
+
+    trainer.add_callback(Stop())
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback

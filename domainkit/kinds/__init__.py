@@ -1,0 +1,94 @@
+"""One file per kind of task; the file name is the registration, its `Kind` is the class.
+
+A kind turns examples into token sequences, says what is learned from their states and what the report shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from domainkit.model.base import Base
+from domainkit.model.batch import Batch
+from domainkit.model.top import Top
+from domainkit.report import Table
+from domainkit.score import Score
+from domainkit.spec import Task, fill
+from domainkit.types import Example, UserError
+from domainkit.types import Sequence as Tokens
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a task is fed: its examples by source, and what belongs to the whole run."""
+
+    domain: str
+    examples: Mapping[str, Iterable[Example]]  # by source name, unfiltered
+    parts: Mapping[str, str]  # source name → "domain" | "general"
+    context: int  # tokens per sequence
+    seed: int
+    held_out: bool = True  # False: everything is test data (a file given to `eval`)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a task brings to a run."""
+
+    train: tuple[Tokens, ...]  # one epoch; a sequence may stand in it more than once
+    test: tuple[Tokens, ...]
+    labels: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
+    rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task scored on its test sequences."""
+
+    scores: Mapping[str, Score]
+    per_label: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Mapping[str, Score]]
+    summary: str  # one sentence for people
+    tables: tuple[Table, ...] = ()
+
+
+class Kind(Protocol):
+    """The contract of every file in `kinds/`."""
+
+    Settings: ClassVar[type]
+
+    def __init__(self, name: str, settings: object) -> None: ...
+
+    def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        """Clean, split and tokenize. Raises UserError when too little is left."""
+
+    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
+        """The head this task adds, or None."""
+
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
+        """(summed loss in nats, number of things it sums over)."""
+
+    def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
+        """One answer per sequence of the batch, in the batch's order."""
+
+    def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
+        """Score the adapted top beside the untouched base or another baseline, on test batches."""
+
+
+def kind_class(name: str, *, where: object) -> type:
+    """The `Kind` of `kinds/<name>.py`. Raises UserError naming the known kinds."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    if name not in known:
+        raise UserError(f"unknown kind {name!r}", where=where, instead=f"one of {known}")
+    return import_module(f"domainkit.kinds.{name}").Kind
+
+
+def load_kind(task: Task) -> Kind:
+    """The kind of a task, with its settings checked. Raises UserError for an unknown kind or setting."""
+    cls = kind_class(task.kind, where=task.origin)
+    return cls(task.name, fill(cls.Settings, task.settings, where=task.origin))

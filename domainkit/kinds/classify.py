@@ -1,0 +1,142 @@
+"""One label per text, e.g. which regulation a paragraph belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from domainkit.data.clean import clean
+from domainkit.data.mix import split
+from domainkit.data.tokens import sequences
+from domainkit.kinds import Corpus, Outcome, Prepared
+from domainkit.model.base import Base
+from domainkit.model.batch import Batch
+from domainkit.model.top import Top
+from domainkit.nets.heads import MeanClassifier
+from domainkit.report import Table
+from domainkit.score import classification, per_label
+from domainkit.types import Example, UserError
+from domainkit.types import Sequence as Tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    train_examples: int = field(default=1200, metadata={"min": 1})
+    test_examples: int = field(default=600, metadata={"min": 1})
+    max_tokens: int = field(default=96, metadata={"min": 2})  # of each text; the rest is not read
+
+
+class Kind:
+    """See `domainkit.kinds.Kind`."""
+
+    Settings = Settings
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+
+    def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        counts: Counter[str] = Counter()
+        kept = [e for found in corpus.examples.values() for e in clean(found, counts)]
+        unlabelled = [e.id for e in kept if not e.label]
+        if unlabelled:
+            raise UserError(
+                f"{len(unlabelled)} examples have no label, first {unlabelled[0]}",
+                where=self.name,
+                instead='a "label" in every line of --data',
+            )
+        learned, held = split(kept) if corpus.held_out else ([], kept)
+        train = _sample(learned, self.settings.train_examples)
+        test = _sample(held, self.settings.test_examples if corpus.held_out else len(held))
+        labels = tuple(sorted({e.label for e in learned}))
+        if corpus.held_out and len(labels) < 2:
+            raise UserError(f"needs at least 2 labels to learn, found {list(labels)}", where=self.name)
+        if not test:
+            raise UserError("no labelled text is left to test on", where=self.name, instead="more documents")
+        return Prepared(
+            self._encode(train, base, corpus),
+            self._encode(test, base, corpus),
+            labels,
+            (_filter_table(counts), _label_table(train, test)),
+            {"train": train, "all": learned, "test": test},
+        )
+
+    def _encode(self, examples: Sequence[Example], base: Base, corpus: Corpus) -> tuple[Tokens, ...]:
+        """The first `max_tokens` of every example, in order."""
+        context = min(self.settings.max_tokens, corpus.context)
+        return tuple(next(sequences(e, base.tokenizer, base.prefix_id, context=context)) for e in examples)
+
+    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
+        return MeanClassifier(width, len(labels))
+
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
+        logits = self._logits(top, batch)
+        index = {label: i for i, label in enumerate(labels)}
+        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=logits.device)
+        return F.cross_entropy(logits, gold, reduction="sum"), len(gold)
+
+    def _logits(self, top: Top, batch: Batch) -> Tensor:
+        return top.heads[self.name](*batch.states(top.states(batch)))  # (sequences, labels)
+
+    @torch.no_grad()
+    def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:
+        """The best label of each sequence and its probability."""
+        best = self._logits(top, batch).softmax(-1).max(-1)
+        return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
+        found: list[tuple[Tokens, str]] = []
+        for batch in batches:
+            best = self.predict(top, batch, prepared.labels)
+            found += [(s, label) for (_, s), (label, _) in zip(batch.placed, best, strict=True)]
+        gold = [s.label for s, _ in found]
+        groups = [s.group for s, _ in found]
+        predicted = [label for _, label in found]
+        baseline = {
+            name: classification([e.label for e in test], guesses, [e.group or e.id for e in test], seed=seed)
+            for name, test, guesses in _rivals(prepared)
+        }
+        scores = classification(gold, predicted, groups, seed=seed)
+        told = "; ".join(f"{name} {values['macro_f1'].value:.3f}" for name, values in baseline.items())
+        return Outcome(
+            scores, per_label(gold, predicted), baseline,
+            f"Macro F1 {scores['macro_f1'].value:.3f} on {len(gold)} held-out texts" + (f" ({told})." if told else "."),
+        )  # fmt: skip
+
+
+def _sample(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples in an order that only their text decides."""
+    return sorted(examples, key=lambda e: sha256(e.text.encode()).digest())[:count]
+
+
+def _rivals(prepared: Prepared) -> Iterable[tuple[str, Sequence[Example], list[str]]]:
+    """TF-IDF with logistic regression, fitted on the same training texts and on all there are."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    test: Sequence[Example] = prepared.rivals.get("test", ())  # type: ignore[assignment]
+    for part, name in (("train", "tfidf-logistic"), ("all", "tfidf-logistic-all-data")):
+        train: Sequence[Example] = prepared.rivals.get(part, ())  # type: ignore[assignment]
+        if train and test:
+            model = make_pipeline(
+                TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+                LogisticRegression(C=30.0, max_iter=1000, class_weight="balanced"),
+            )
+            model.fit([e.text for e in train], [e.label for e in train])
+            yield name, test, list(model.predict([e.text for e in test]))
+
+
+def _filter_table(counts: Counter[str]) -> Table:
+    return Table("Noise filter", ("rule", "texts or lines"), tuple(sorted(counts.items())))
+
+
+def _label_table(train: Sequence[Example], test: Sequence[Example]) -> Table:
+    learned, held = Counter(e.label for e in train), Counter(e.label for e in test)
+    rows = tuple((label, learned[label], held[label]) for label in sorted(learned | held))
+    return Table("Texts by label", ("label", "train", "test"), rows)

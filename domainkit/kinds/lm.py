@@ -1,0 +1,168 @@
+"""Language adaptation: the next token of domain text, mixed with general text so that nothing is forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from domainkit.data.clean import clean
+from domainkit.data.mix import mixture, split
+from domainkit.data.tokens import sequences
+from domainkit.kinds import Corpus, Outcome, Prepared
+from domainkit.model.base import Base
+from domainkit.model.batch import Batch
+from domainkit.model.top import Top
+from domainkit.nets.loss import head_cross_entropy, token_logprobs
+from domainkit.report import Table
+from domainkit.score import bits_per_byte, relative_change
+from domainkit.types import Example, UserError
+from domainkit.types import Sequence as Tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    tokens: int = field(default=60_000, metadata={"min": 1})  # trained tokens per epoch
+    share: float = field(default=0.3, metadata={"min": 0.0, "max": 1.0})  # of them: domain text
+    test_tokens: int = field(default=8_000, metadata={"min": 1})  # held-out tokens per slice
+
+
+class Kind:
+    """See `domainkit.kinds.Kind`."""
+
+    Settings = Settings
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+
+    def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        train: dict[str, list[Tokens]] = defaultdict(list)
+        test: dict[str, list[Tokens]] = defaultdict(list)
+        for source, examples in corpus.examples.items():
+            kept = _joined(clean(examples, counts[source]))
+            learned, held = split(kept) if corpus.held_out else ([], kept)
+            for part, into in ((learned, train), (held, test)):
+                for example in part:
+                    name = _slice(corpus, source, example)
+                    into[name] += sequences(
+                        example, base.tokenizer, base.prefix_id, context=corpus.context, slice=name
+                    )
+        tables = (_filter_table(counts),)
+        chosen: tuple[Tokens, ...] = ()
+        if corpus.held_out:
+            chosen, table = self._mix(train, corpus)
+            tables += (table,)
+        tested = [s for name in sorted(test) for s in self._sample(test[name], corpus)]
+        if not tested:
+            raise UserError(
+                "no text is left after cleaning", where=self.name, instead="more or cleaner documents"
+            )
+        return Prepared(chosen, tuple(tested), tables=tables)
+
+    def _mix(self, train: Mapping[str, Sequence[Tokens]], corpus: Corpus) -> tuple[tuple[Tokens, ...], Table]:
+        domain = [name for name in train if not name.startswith("general-")]
+        general = [name for name in train if name.startswith("general-")]
+        share = self.settings.share if general and domain else float(bool(domain))
+        shares = {name: share / len(domain) for name in domain}
+        shares |= {name: (1 - share) / len(general) for name in general}
+        shares = {name: value for name, value in shares.items() if value > 0}
+        lengths = {name: [len(s.ids) for s in train[name]] for name in shares}
+        mixed = mixture(lengths, shares, self.settings.tokens, corpus.seed)
+        total = sum(mixed.tokens_per_slice.values())
+        rows = [
+            (name, f"{shares[name]:.1%}", f"{mixed.tokens_per_slice[name] / total:.1%}",
+             mixed.tokens_per_slice[name], round(mixed.repeats_per_slice[name], 2))
+            for name in shares
+        ]  # fmt: skip
+        columns = ("slice", "asked", "got", "tokens per epoch", "passes over its text")
+        return tuple(train[name][i] for name, i in mixed.order), Table("Mixture", columns, tuple(rows))
+
+    def _sample(self, found: Sequence[Tokens], corpus: Corpus) -> list[Tokens]:
+        """Test sequences of a slice, in an order that only their content decides, up to `test_tokens`."""
+        budget = self.settings.test_tokens if corpus.held_out else sum(len(s.ids) for s in found)
+        taken: list[Tokens] = []
+        for s in sorted(found, key=lambda s: sha256(s.digest.encode()).digest()):
+            if budget <= 0:
+                break
+            taken.append(s)
+            budget -= len(s.ids)
+        return taken
+
+    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
+        return None
+
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
+        states, _ = batch.states(top.states(batch), drop_last=True)
+        target = _targets(batch).to(states.device)
+        return head_cross_entropy(states, top.output_weight, target), len(target)
+
+    @torch.no_grad()
+    def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[float]:
+        """Negative log-likelihood of each sequence, nats."""
+        states, owner = batch.states(top.states(batch), drop_last=True)
+        logprobs = token_logprobs(states, top.output_weight, _targets(batch).to(states.device))
+        total = torch.zeros(len(batch.placed), dtype=torch.float64, device=logprobs.device)
+        return (-total.index_add(0, owner, logprobs.double())).tolist()
+
+    def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
+        adapted, base, tokens = [], [], []
+        for batch in batches:
+            adapted += self.predict(top, batch, ())
+            with top.untouched():
+                base += self.predict(top, batch, ())
+            tokens += [s for _, s in batch.placed]
+        scores, baseline, rows = {}, {}, []
+        for name in sorted({s.slice for s in tokens}):
+            documents = _by_document(
+                [(s, a, b) for s, a, b in zip(tokens, adapted, base, strict=True) if s.slice == name]
+            )
+            ours, theirs, size = (list(column) for column in zip(*documents.values(), strict=True))
+            key = f"bits_per_byte/{name}"
+            scores[key] = bits_per_byte(ours, size, seed=seed)
+            baseline[key] = bits_per_byte(theirs, size, seed=seed)
+            change = relative_change(ours, theirs, size, seed=seed)
+            scores[f"change_percent/{name}"] = change
+            rows.append((name, len(size), sum(size), change.value, change.low, change.high))
+        columns = ("slice", "documents", "bytes", "change %", "low", "high")
+        told = ", ".join(f"{row[0]} {row[3]:+.1f} %" for row in rows)
+        return Outcome(
+            scores, {}, {"base": baseline},
+            f"Bits per byte on held-out text, adapted against base: {told} (negative is better).",
+            (Table("Held-out text", columns, tuple(rows)),),
+        )  # fmt: skip
+
+
+def _slice(corpus: Corpus, source: str, example: Example) -> str:
+    part = corpus.domain if corpus.parts[source] == "domain" else "general"
+    return f"{part}-{example.language or 'und'}"  # "und": undetermined, ISO 639-2
+
+
+def _joined(examples: Iterable[Example]) -> list[Example]:
+    """Consecutive examples of one group (the paragraphs of a document) as one document."""
+    runs = groupby(examples, key=lambda e: (e.group or e.id, e.language))
+    return [replace(first, text="\n".join([first.text, *(e.text for e in rest)])) for _, (first, *rest) in runs]
+
+
+def _targets(batch: Batch) -> Tensor:
+    return torch.cat([torch.tensor(s.ids[1:]) for _, s in batch.placed])
+
+
+def _by_document(rows: Iterable[tuple[Tokens, float, float]]) -> dict[str, tuple[float, float, int]]:
+    documents: dict[str, tuple[float, float, int]] = defaultdict(lambda: (0.0, 0.0, 0))
+    for s, ours, theirs in rows:
+        a, b, size = documents[s.group]
+        documents[s.group] = (a + ours, b + theirs, size + s.bytes)
+    return documents
+
+
+def _filter_table(counts: Mapping[str, Counter[str]]) -> Table:
+    rules = sorted({rule for counter in counts.values() for rule in counter} - {"read", "kept"})
+    columns = ("source", "read", *rules, "kept")
+    rows = tuple((name, *(counter[column] for column in columns[1:])) for name, counter in counts.items())
+    return Table("Noise filter", columns, rows)

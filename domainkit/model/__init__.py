@@ -1,0 +1,1 @@
+"""The base model, its trunk and top, and the adapter bundle."""

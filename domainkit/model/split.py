@@ -1,0 +1,112 @@
+"""Cut a decoder in two: the trunk (everything below the last layers) and the top (the last layers and the head).
+
+Both are views: the parameters are those of the base, under the names they have there, so an adapter trained on
+the top loads onto the whole model with plain PEFT.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from domainkit.model.base import Base
+from domainkit.types import UserError
+
+
+class Skip(nn.Module):
+    """Stands where a decoder layer stood and passes the hidden states on."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states
+
+
+class Tap(Skip):
+    """A Skip that remembers what went through it."""
+
+    seen: Tensor
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        self.seen = hidden_states
+        return hidden_states
+
+
+class Trunk(nn.Module):
+    """Token ids → what enters the first trainable layer.
+
+    forward(ids): ids (rows, tokens) int64, padded on the right → (rows, tokens, width). A causal decoder never
+    looks right, so padding needs no mask.
+    """
+
+    def __init__(self, base: Base, layers: int) -> None:
+        super().__init__()
+        check_layers(base, layers)
+        self.tap = Tap()
+        kept = [*base.layers()[: base.depth - layers], self.tap, *(Skip() for _ in range(layers - 1))]
+        self.backbone = _with_layers(base.model.base_model, kept)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor) -> Tensor:
+        self.backbone(input_ids=ids, use_cache=False)
+        return self.tap.seen
+
+
+def top(base: Base, layers: int) -> PreTrainedModel:
+    """The whole causal model with the trunk's layers skipped; feed it activations as `inputs_embeds`.
+
+    The last `layers` layers are copies, so adapting them leaves `base` as it was.
+    """
+    check_layers(base, layers)
+    last = base.depth - layers
+    kept = [Skip() if i < last else copy.deepcopy(layer) for i, layer in enumerate(base.layers())]
+    model = _view(base.model)
+    setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, kept))
+    return model
+
+
+@torch.no_grad()
+def check_split(base: Base, layers: int) -> None:
+    """Prove on a few tokens that trunk and top together are the base; raise UserError when they are not.
+
+    Guards every family that nobody has tried: a decoder that does more between its layers than call them in
+    order (or scales `inputs_embeds`) is refused instead of being trained on wrong activations.
+    """
+    device = base.model.device
+    ids = torch.arange(3, 19, device=device)[None] % base.model.config.vocab_size  # (1, 16)
+    whole = base.model(input_ids=ids, use_cache=False).logits
+    parts = top(base, layers)(inputs_embeds=Trunk(base, layers)(ids), use_cache=False).logits
+    if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
+        worst = float((whole - parts).abs().max())
+        raise UserError(
+            f"this decoder cannot be split at its last {layers} layers (logits differ by {worst:.3g})",
+            where=base.name,
+            instead="a Llama-, Qwen- or DeepSeek-like decoder",
+        )
+
+
+def check_layers(base: Base, layers: int) -> None:
+    """Raise UserError unless `layers` leaves at least one layer for the trunk."""
+    if not 1 <= layers < base.depth:
+        raise UserError(
+            f"cannot train the last {layers} layers of {base.depth}",
+            where="training.layers",
+            instead=f"a number from 1 to {base.depth - 1}",
+        )
+
+
+def _with_layers(backbone: nn.Module, layers: list[nn.Module]) -> nn.Module:
+    clone = _view(backbone)
+    name = next(
+        n for n, m in backbone.named_children() if isinstance(m, nn.ModuleList) and len(m) == len(layers)
+    )
+    setattr(clone, name, nn.ModuleList(layers))
+    return clone
+
+
+def _view(module: nn.Module) -> nn.Module:
+    """A copy that shares every parameter but has its own table of children."""
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone

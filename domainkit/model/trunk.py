@@ -1,0 +1,147 @@
+"""Run the frozen trunk over token sequences, once, and keep what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from domainkit.model.base import Base
+from domainkit.model.split import Trunk, top
+from domainkit.model.store import Store, make_room
+from domainkit.nets.loss import token_logprobs
+from domainkit.types import Sequence as Tokens
+
+BATCH = (
+    4096  # padded tokens per forward pass: large enough for full matmul speed, 4-bit weights unpacked once
+)
+SHARD = 8192  # tokens per shard, about 10 seconds of work on two cores: what a kill can cost
+TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is taken
+PROBE = 1024  # tokens the dtype is decided on
+
+Progress = Callable[[int], None]  # called with the number of tokens just done
+
+
+def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
+        progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
+    """A store that holds the activations of every sequence; only those it lacks are computed.
+
+    layers: how many last layers the top has. root: folder of all stores. disk_gb: their budget together.
+    dtype: "auto" takes float16 when the measured loss changes by less than 1e-4 relative, else float32.
+    Killed and run again, it redoes at most one shard, with the same batches and so the same bits.
+    Raises UserError when budget or disk are too small.
+    """
+    trunk = Trunk(base, layers)
+    store = open_store(base, layers, sequences, root, dtype=dtype)
+    shards = [
+        shard for shard in plan(sequences) if any(s.digest not in store for batch in shard for s in batch)
+    ]
+    missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
+    held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
+    make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
+    for shard in shards:
+        entries: list[tuple[str, np.ndarray]] = []
+        for batch in shard:
+            wanted = [s for s in batch if s.digest not in store]
+            entries += [(s.digest, values) for s, values in zip(wanted, forward(trunk, wanted), strict=True)]
+            progress(sum(len(s.ids) for s in wanted))
+        store.put(entries)
+    return store
+
+
+def depends_on(base: Base, layers: int, dtype: str) -> dict[str, object]:
+    """Everything the activations depend on besides the tokens themselves."""
+    return {
+        "base": base.sha256,
+        "bits": base.bits,
+        "attention": base.attention,
+        "depth": base.depth - layers,
+        "compute": str(base.model.dtype),
+        "dtype": dtype,
+    }
+
+
+def open_store(
+    base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dtype: str = "auto"
+) -> Store:
+    """The store of this trunk, created when there is none."""
+    of = depends_on(base, layers, dtype)
+    store = Store.open(root, of)
+    if store is not None:
+        return store
+    chosen, why = (dtype, "as set") if dtype != "auto" else choose_dtype(base, layers, sequences)
+    return Store.create(root, of, width=base.width, dtype=chosen, why=why)
+
+
+def plan(sequences: Sequence[Tokens]) -> list[list[list[Tokens]]]:
+    """Shards of batches of distinct sequences, the longest first; a batch holds sequences of similar length."""
+    distinct = {s.digest: s for s in sequences}
+    ordered = sorted(distinct.values(), key=lambda s: (-len(s.ids), s.digest))
+    shards: list[list[list[Tokens]]] = []
+    room = 0
+    for batch in _batches(ordered):
+        if room <= 0:
+            shards.append([])
+            room = SHARD
+        shards[-1].append(batch)
+        room -= sum(len(s.ids) for s in batch)
+    return shards
+
+
+def forward(trunk: Trunk, batch: Sequence[Tokens]) -> list[np.ndarray]:
+    """Activations of each sequence of a batch: (tokens, width) float32, padding removed."""
+    if not batch:
+        return []
+    device = next(trunk.parameters()).device
+    longest = max(len(s.ids) for s in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    for row, s in enumerate(batch):
+        ids[row, : len(s.ids)] = torch.tensor(s.ids)
+    hidden = trunk(ids.to(device)).float().cpu()  # (rows, longest, width)
+    return [hidden[row, : len(s.ids)].numpy() for row, s in enumerate(batch)]
+
+
+@torch.no_grad()
+def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[str, str]:
+    """("float16" or "float32", the measurement that decided), from the language-model loss of a small sample."""
+    sample, tokens = [], 0
+    for s in sorted({s.digest: s for s in sequences}.values(), key=lambda s: s.digest):
+        sample.append(s)
+        tokens += len(s.ids)
+        if tokens >= PROBE:
+            break
+    exact = forward(Trunk(base, layers), sample)
+    rounded = [values.astype(np.float16).astype(np.float32) for values in exact]
+    model = top(base, layers)
+    full, half = (_loss(base, model, sample, values) for values in (exact, rounded))
+    difference = abs(half - full) / full
+    dtype = "float16" if difference < TOLERANCE else "float32"  # NaN, from an overflow, compares false
+    return dtype, f"float16 changes the loss by {difference:.1e} relative on {tokens} tokens"
+
+
+def _loss(
+    base: Base, model: torch.nn.Module, sample: Sequence[Tokens], values: Sequence[np.ndarray]
+) -> float:
+    """Mean negative log-likelihood, nats per token, of the base on stored activations."""
+    weight = base.model.get_output_embeddings().weight
+    total, count = 0.0, 0
+    for s, hidden in zip(sample, values, strict=True):
+        embeds = torch.from_numpy(hidden)[None].to(base.model.device, base.model.dtype)
+        last = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, :-1]
+        target = torch.tensor(s.ids[1:], device=last.device)
+        total -= float(token_logprobs(last, weight, target).sum())
+        count += len(target)
+    return total / max(count, 1)
+
+
+def _batches(ordered: Sequence[Tokens]) -> Iterator[list[Tokens]]:
+    batch: list[Tokens] = []
+    for s in ordered:
+        if batch and len(batch[0].ids) * (len(batch) + 1) > BATCH:
+            yield batch
+            batch = []
+        batch.append(s)
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""Plain torch: tensors in, tensors out."""

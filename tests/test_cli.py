@@ -1,0 +1,266 @@
+"""The command line: light to start, examples everywhere, faults in one line, Ctrl-C says how to go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, fields
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from domainkit import cli
+from domainkit.types import UserError
+
+COMMANDS = ([], ["finetune"], ["eval"], ["base"], ["base", "pull"], ["base", "list"], ["base", "check"])
+HEAVY = ("torch", "transformers", "peft", "sklearn", "numpy", "datasketch")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Stands in for recipes.Request, in the order of its fields."""
+
+    domain: str
+    base: str
+    out: Path | None
+    tasks: tuple[str, ...]
+    data: tuple[str, ...]
+    limit: int | None
+    resume: bool
+    seed: int
+    config: Path | None
+    overrides: tuple[str, ...]
+    hub: bool
+    overwrite: bool
+
+
+@dataclass
+class Recipes:
+    """Stands in for domainkit.recipes: notes what it was asked and raises `fault` if there is one."""
+
+    fault: BaseException | None = None
+    asked: list[object] = field(default_factory=list)
+    Request = Request
+
+    def finetune(self, request: Request) -> Path:
+        self.asked.append(request)
+        if self.fault:
+            raise self.fault
+        return request.out or Path("runs") / request.domain
+
+    def plan(self, request: Request) -> Recipes:
+        self.asked.append(request)
+        return self
+
+    def lines(self) -> list[str]:
+        return ["trunk: 7 tokens", "disk: 3 MB"]
+
+    def evaluate(self, domain: str, **options: object) -> Path:
+        self.asked.append((domain, options))
+        return Path("runs") / domain / "reports"
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
+    import domainkit
+
+    fake = Recipes()
+    monkeypatch.setitem(sys.modules, "domainkit.recipes", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(domainkit, "recipes", fake, raising=False)
+    return fake
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `domainkit ARGUMENTS`, run through the console entry."""
+    monkeypatch.setattr(sys, "argv", ["domainkit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_shows_examples(command: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    assert result.exit_code == 0
+    assert f"$ {' '.join(['domainkit', *command])}" in result.output
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = f"import sys, domainkit.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    took = []
+    for _ in range(5):  # the best of five: other work on the machine only ever adds time
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "domainkit", "--help"], stdout=subprocess.DEVNULL, check=True)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.5
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["finetune"], ["finetune", "finance", "--limit", "0"]])
+def test_wrong_usage_fails(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    assert run(monkeypatch, *arguments) == 2
+
+
+def test_finetune_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes: Recipes) -> None:
+    line = (
+        "finetune ./law --base b --out r --task lm --task triage --data a.txt --data triage=b.jsonl"
+        " --bits 8 --layers 3 --limit 9 --seed 5 --config c.toml --set epochs=2 --set rank=4"
+        " --hub --overwrite --resume"
+    )
+    assert run(monkeypatch, *line.split()) == 0
+    wanted = Request(
+        "./law", "b", Path("r"), ("lm", "triage"), ("a.txt", "triage=b.jsonl"), 9, True, 5, Path("c.toml"),
+        ("bits=8", "layers=3", "epochs=2", "rank=4"), True, True,
+    )  # fmt: skip
+    assert recipes.asked == [wanted]
+
+
+def test_finetune_says_where_things_are(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "finetune", "finance") == 0
+    assert "runs/finance\n" in (printed := capsys.readouterr().out)
+    assert "runs/finance/reports/index.html\n" in printed
+    assert recipes.asked == [Request("finance", "smollm2-135m", None, (), (), None, False, 0, None, (), False, False)]
+
+
+def test_dry_run_only_plans(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.fault = AssertionError("finetune was called")
+    assert run(monkeypatch, "finetune", "finance", "--dry-run") == 0
+    assert capsys.readouterr().out == "trunk: 7 tokens\ndisk: 3 MB\n"
+
+
+def test_eval_passes_everything_on(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "eval finance --run r --base b --task lm --data x.txt --out o --limit 3 --hub"
+    assert run(monkeypatch, *line.split()) == 0
+    wanted = {
+        "run": Path("r"), "base": "b", "tasks": ("lm",), "data": ("x.txt",), "out": Path("o"),
+        "limit": 3, "hub": True,
+    }  # fmt: skip
+    assert recipes.asked == [("finance", wanted)]
+    assert capsys.readouterr().out == "report: runs/finance/reports/index.html\n"
+
+
+def test_a_fault_of_the_user_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.fault = UserError("not valid JSON", where="news.jsonl:7", instead="one JSON object per line")
+    assert run(monkeypatch, "finetune", "finance") == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: news.jsonl:7: not valid JSON; instead: one JSON object per line\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, recipes: Recipes) -> None:
+    recipes.fault = ZeroDivisionError()
+    monkeypatch.setattr(sys, "argv", ["domainkit", "finetune", "finance"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes.fault = KeyboardInterrupt()
+    line = ["finetune", "finance", "--overwrite", "--seed", "3", "--out", "my runs"]
+    assert run(monkeypatch, *line) == 130
+    wanted = "stopped; continue with: domainkit finetune finance --seed 3 --out 'my runs' --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == wanted
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Stands in for domainkit.model.base.Entry."""
+
+    name: str = "smollm2-135m"
+    path: Path = Path("cache/smollm2-135m")
+    installed: bool = True
+    size: int = 269_000_000
+    sha256: str = "ab12"
+
+
+@dataclass
+class Bases:
+    """Stands in for domainkit.model.base."""
+
+    fault: BaseException | None = None
+    wheel: Path | None = None
+
+    def pull(self, name: str, *, wheel: Path | None) -> Path:
+        if self.fault:
+            raise self.fault
+        self.wheel = wheel
+        return Path("cache") / name
+
+    def available(self) -> list[Entry]:
+        return [Entry(), Entry("other", installed=False)]
+
+    def check(self, name: str) -> Entry:
+        return Entry(name)
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> Bases:
+    import domainkit.model
+
+    fake = Bases()
+    monkeypatch.setitem(sys.modules, "domainkit.model.base", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(domainkit.model, "base", fake, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("line", "printed"),
+    [
+        ("pull smollm2-135m --wheel w.whl", ["base: cache/smollm2-135m"]),
+        (
+            "list",
+            [
+                "smollm2-135m  269 MB  cache/smollm2-135m",
+                "other  269 MB  not here yet: domainkit base pull other",
+            ],
+        ),
+        ("check b", ["b is intact: cache/smollm2-135m, 269 MB, SHA-256 ab12"]),
+    ],
+)
+def test_base_commands(
+    monkeypatch: pytest.MonkeyPatch,
+    bases: Bases,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    printed: list[str],
+) -> None:
+    assert run(monkeypatch, "base", *line.split()) == 0
+    assert capsys.readouterr().out.splitlines() == printed
+    assert bases.wheel == (Path("w.whl") if "--wheel" in line else None)
+
+
+def test_ctrl_c_elsewhere_just_stops(
+    monkeypatch: pytest.MonkeyPatch, bases: Bases, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bases.fault = KeyboardInterrupt()
+    assert run(monkeypatch, "base", "pull", "smollm2-135m") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+
+
+def test_the_stand_ins_are_like_the_real_things() -> None:
+    from domainkit import recipes
+    from domainkit.model import base
+
+    assert {f.name for f in fields(recipes.Request)} == {f.name for f in fields(Request)}
+    assert {f.name for f in fields(base.Entry)} == {f.name for f in fields(Entry)}
+    assert callable(recipes.plan) and callable(recipes.finetune)
+    assert {"domain", "run", "base", "tasks", "data", "out", "limit", "hub"} == set(
+        signature(recipes.evaluate).parameters
+    )
+    assert {"name", "wheel"} <= set(signature(base.pull).parameters)

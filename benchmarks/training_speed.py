@@ -17,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,7 @@ class PlainSteps(Dataset):
             return {**item, "batch": batch, "gold": gold}
         labels = torch.full_like(item["input_ids"], -100).flatten()
         for start, s in batch.placed:
-            labels[start + 1 : start + len(s.ids)] = torch.tensor(
-                s.ids[1:]
-            )  # the first token is never predicted
+            labels[start + 1 : start + len(s.ids)] = torch.tensor(s.ids[1:])  # the first token is never predicted
         return {**item, "labels": labels.view_as(item["input_ids"])}
 
 
@@ -90,7 +89,7 @@ class Clock(TrainerCallback):
     on_step_end = on_train_begin
 
     def steps(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.times)]
 
 
 def ours(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
@@ -102,12 +101,17 @@ def ours(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
     after_trunk = time.perf_counter()
     top = fresh_top(setting, seed)
     times = [time.perf_counter()]
-    fitted = fit(top, setting.kinds, setting.prepared, store, training, folder=work / "ours", seed=seed, resume=False,
-                 progress=lambda tokens, logs: times.append(time.perf_counter()) if "loss" in logs else None)  # fmt: skip
+
+    def tick(tokens: int, logs: Mapping[str, float]) -> None:
+        if "loss" in logs:
+            times.append(time.perf_counter())
+
+    fitted = fit(top, setting.kinds, setting.prepared, store, training,
+                 folder=work / "ours", seed=seed, resume=False, progress=tick)  # fmt: skip
     return {
         "losses": [row["loss"] for row in fitted.log],
         "weights": {n.removeprefix("model."): v.detach().clone() for n, v in top.trainable().items()},
-        "step": statistics.median(b - a for a, b in zip(times[1:], times[2:], strict=False)),
+        "step": statistics.median(b - a for a, b in pairwise(times[1:])),
         "trunk": after_trunk - began,
         "total": time.perf_counter() - began,
         "dtype": store.dtype,

@@ -34,9 +34,7 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """For people."""
-        tasks = [
-            f"task {n}: {a:,} sequences to train on, {b:,} to test on" for n, (a, b) in self.sequences.items()
-        ]
+        tasks = [f"task {n}: {a:,} sequences to train on, {b:,} to test on" for n, (a, b) in self.sequences.items()]
         return [
             *tasks,
             f"trunk: {self.trunk_tokens:,} tokens once, about {self.trunk_seconds:,.0f} s",

@@ -29,9 +29,7 @@ def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: in
         return kind.evaluate(top, _test_batches(store, prepared, context), prepared, seed)
 
 
-def report(
-    outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any
-) -> Report:
+def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any) -> Report:
     """The report of one task. `facts`: data, adapter_sha256, seconds, seed, and curves when it was just trained."""
     return Report(
         domain=domain.name,
@@ -46,6 +44,7 @@ def report(
         peak_rss_mb=peak_rss_mb(),
         versions=versions(),
         summary=outcome.summary,
+        title=task.title,
         tables=(*outcome.tables, *prepared.tables),
         **facts,
     )

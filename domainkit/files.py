@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from domainkit.types import UserError
@@ -46,9 +47,7 @@ def sync(path: Path) -> None:
 def explain(error: OSError, path: Path) -> UserError:
     """The UserError that says what an OSError at `path` means and what to do."""
     if error.errno == errno.ENOSPC:
-        return UserError(
-            "the disk is full", where=path, instead="free some room, then run again with --resume"
-        )
+        return UserError("the disk is full", where=path, instead="free some room, then run it again")
     return UserError(
         f"cannot write: {(error.strerror or str(error)).lower()}",
         where=path,
@@ -57,7 +56,5 @@ def explain(error: OSError, path: Path) -> UserError:
 
 
 def _discard(path: Path) -> None:
-    try:
+    with suppress(OSError):  # the first error is the one to report
         path.unlink(missing_ok=True)
-    except OSError:
-        pass  # the first error is the one to report

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from domainkit.files import explain, sync, write_text
 from domainkit.kinds import Kind, Prepared
 from domainkit.model.batch import Row, batches, collate
+from domainkit.model.folder import quiet
 from domainkit.model.store import Store
 from domainkit.model.top import Top
 from domainkit.spec import Training
@@ -33,6 +34,9 @@ COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint do
 WEIGHTS = "model.safetensors"
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
 FLOOR = 1e3  # … when it is also larger than this
+
+
+Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, what was logged
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,7 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
         dealt: list[Step] = []
         for number, (name, prepared) in enumerate(sorted(tasks.items())):
             order = seed * 1_000_003 + epoch * 1009 + number
-            made = batches(
-                prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order
-            )
+            made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
             dealt += [Step(name, tuple(rows)) for rows in made]
         random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
         steps += dealt
@@ -99,7 +101,7 @@ class Objective(nn.Module):
 
 
 def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store, training: Training, *,
-        folder: Path, seed: int, resume: bool, progress: Callable[[int, Mapping[str, float]], None]) -> Fitted:  # fmt: skip
+        folder: Path, seed: int, resume: bool, progress: Progress) -> Fitted:  # fmt: skip
     """Train `top` in place. `folder` keeps the checkpoints; `progress(tokens, logs)` is called after every step.
 
     Interrupted (Ctrl-C, kill) and called again with resume=True it goes on from the newest complete checkpoint and
@@ -119,12 +121,12 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     last = newest(folder) if resume else None
     began = time.perf_counter()
     try:
-        with interruptible(trainer):
+        with interruptible(trainer), quiet():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except OSError as error:
         raise explain(error, folder) from error
     log = tuple(
-        {**row, "task": steps[(row["step"] - 1) * training.accumulation].task}
+        {**row, "task": steps[(int(row["step"]) - 1) * training.accumulation].task}
         for row in trainer.state.log_history
         if "loss" in row
     )
@@ -165,9 +167,11 @@ class TopTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._norms: list[float] = []
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> Tensor:
+    @property
+    def top(self) -> Top:
+        return cast(Objective, self.model).top
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
@@ -178,7 +182,7 @@ class TopTrainer(Trainer):
         return loss
 
     def _give_up(self, task: str, loss: float, norm: float) -> None:
-        kept = Path(self.args.output_dir) / "last-good"
+        kept = Path(str(self.args.output_dir)) / "last-good"
         self.save_model(str(kept))  # the step has not been taken: these weights are still sound
         raise UserError(
             f"training diverged at step {self.state.global_step + 1} (loss {loss:.4g}, gradient norm {norm:.4g})",
@@ -187,14 +191,14 @@ class TopTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
+        folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self.model.top.trainable().items()}
+        weights = {name: value.detach().contiguous() for name, value in self.top.trainable().items()}
         safetensors.torch.save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        load_trainable(self.model.top, saved)
+        load_trainable(self.top, saved)
 
 
 def load_trainable(top: Top, saved: Mapping[str, Tensor]) -> None:
@@ -227,7 +231,7 @@ class Marker(TrainerCallback):
 class Reporter(TrainerCallback):
     """Tells the caller how many tokens each step trained and what was logged."""
 
-    def __init__(self, steps: Sequence[Step], progress: Callable[[int, Mapping[str, float]], None]) -> None:
+    def __init__(self, steps: Sequence[Step], progress: Progress) -> None:
         self.sizes = [sum(len(s.ids) for row in step.rows for s in row) for step in steps]
         self.progress = progress
         self.done = 0

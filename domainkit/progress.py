@@ -42,7 +42,8 @@ def _rich(title: str, total: int) -> Iterator[Callable[..., None]]:
 
     columns = (
         TextColumn("{task.description:<12}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total, speed="", note="")
@@ -68,8 +69,6 @@ def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
             last = now
             speed = done / max(now - began, 1e-9)
             left = (total - done) / max(speed, 1e-9)
-            say(
-                f"{title}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left {note}".rstrip()
-            )
+            say(f"{title}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left {note}".rstrip())
 
     yield advance

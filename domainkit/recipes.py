@@ -119,15 +119,15 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
 
 def prepare(request: Request, domain: Domain, record: bundle.Record | None = None) -> Setting:
     """Load the base, read and tokenize every task's data. With a record: test data only, the run's own labels."""
-    base = load_base(
-        request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub
-    )
+    base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)
     tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
-    kinds, prepared, data = {}, {}, {}
+    kinds: dict[str, Kind] = {}
+    prepared: dict[str, Prepared] = {}
+    data: dict[str, Any] = {}
     for task in tasks:
         sources = _sources(task, given.get(task.name))
         corpus = Corpus(
@@ -143,9 +143,7 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
         if record:
             ready = replace(ready, train=(), labels=tuple(record.tasks[task.name]["labels"]))
         prepared[task.name] = ready
-        data |= {
-            f"{task.name}/{s.name}": {"path": str(s.path), "sha256": _fingerprint(s.path)} for s in sources
-        }
+        data |= {f"{task.name}/{s.name}": _provenance(s.path) for s in sources}
     return Setting(domain, base, kinds, prepared, data)
 
 
@@ -165,28 +163,19 @@ def fresh_top(setting: Setting, seed: int) -> Top:
     training = setting.domain.training
     torch.manual_seed(seed)
     heads = bundle.heads_of(
-        {
-            name: kind.head(setting.base.width, setting.prepared[name].labels)
-            for name, kind in setting.kinds.items()
-        }
+        {name: kind.head(setting.base.width, setting.prepared[name].labels) for name, kind in setting.kinds.items()}
     )
-    return adapt(
-        setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed
-    )
+    return adapt(setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed)
 
 
-def train(
-    setting: Setting, top: Top, store: Store, work: Path, request: Request
-) -> Sequence[Mapping[str, Any]]:
+def train(setting: Setting, top: Top, store: Store, work: Path, request: Request) -> Sequence[Mapping[str, Any]]:
     """Fit the top under a progress bar; returns the log of every step."""
     training = setting.domain.training
     total = training.epochs * sum(len(s.ids) for p in setting.prepared.values() for s in p.train)
     with bar("top", total) as advance:
 
         def tell(tokens: int, logs: Mapping[str, float]) -> None:
-            advance(
-                tokens, f"loss {logs['loss']:.3f}, norm {logs['grad_norm']:.2f}" if "loss" in logs else ""
-            )
+            advance(tokens, f"loss {logs['loss']:.3f}, norm {logs['grad_norm']:.2f}" if "loss" in logs else "")
 
         fitted = fit(
             top, setting.kinds, setting.prepared, store, training,
@@ -202,9 +191,7 @@ def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *
     seed = bundle.read(run).seed
     reports = []
     for name, prepared in setting.prepared.items():
-        outcome = judge(
-            setting.kinds[name], top, store, prepared, context=setting.domain.training.context, seed=seed
-        )
+        outcome = judge(setting.kinds[name], top, store, prepared, context=setting.domain.training.context, seed=seed)
         reports.append(
             report(
                 outcome,
@@ -217,7 +204,7 @@ def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *
                 seconds=time.perf_counter() - began,
                 seed=seed,
                 curves=training_curves(log, name),
-            )  # fmt: skip
+            )
         )
         reports[-1].write(target)
     write_index(reports, target)
@@ -314,15 +301,13 @@ def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
 
 def _as_trained(domain: Domain, record: bundle.Record) -> Domain:
     """The domain with the settings that the run was trained with."""
-    tasks = tuple(
-        replace(t, settings=record.tasks[t.name]["settings"]) for t in domain.tasks if t.name in record.tasks
-    )
+    tasks = tuple(replace(t, settings=record.tasks[t.name]["settings"]) for t in domain.tasks if t.name in record.tasks)
     return replace(domain, training=Training(**record.training), tasks=tasks)
 
 
-def _fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of the names and SHA-256 of the files below a folder."""
+def _provenance(path: Path) -> dict[str, str]:
+    """Where data came from: path, format, and the SHA-256 of the file (or of the names and hashes below a folder)."""
     if path.is_file():
-        return bundle.digest(path)
+        return {"path": str(path), "sha256": bundle.digest(path), "format": path.name.partition(".")[2]}
     lines = [f"{p.relative_to(path)} {bundle.digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
-    return sha256("\n".join(lines).encode()).hexdigest()
+    return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": "folder"}

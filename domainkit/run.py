@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Kind, kind_class
+from domainkit.kinds import Kind, make_kind
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
@@ -20,7 +20,6 @@ from domainkit.model.split import Trunk
 from domainkit.model.top import Top, adapt
 from domainkit.model.trunk import forward
 from domainkit.report import Report
-from domainkit.spec import fill
 from domainkit.types import Example, UserError
 from domainkit.types import Sequence as Tokens
 
@@ -41,17 +40,15 @@ class Run:
         encoded = tokenizer(prompt, return_tensors="pt").to(self.model.device)
         with torch.no_grad():
             out = self.model.generate(**encoded, max_new_tokens=max_new_tokens, do_sample=False)
-        return tokenizer.decode(out[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        return str(tokenizer.decode(out[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
 
     def classify(self, texts: Sequence[str], task: str | None = None) -> list[tuple[str, float]]:
         """The best label of each text and its probability. `task` may be left out when only one classifies."""
         name = task or self._only("classify")
         labels, kind = self.record.tasks[name]["labels"], self._kind(name)
-        limit = min(
-            self.record.tasks[name]["settings"].get("max_tokens", math.inf), self.record.training["context"]
-        )
+        limit = min(self.record.tasks[name]["settings"].get("max_tokens", math.inf), self.record.training["context"])
         tokens = [self._tokens(text, limit)[0] for text in texts]
-        return [kind.predict(self.top, self._batch([s]), labels)[0] for s in tokens]  # type: ignore[misc]
+        return [kind.predict(self.top, self._batch([s]), labels)[0] for s in tokens]
 
     def bits_per_byte(self, text: str) -> dict[str, float]:
         """How well base and adapted model predict `text`; smaller is better."""
@@ -59,26 +56,22 @@ class Run:
         pieces = self._tokens(text, self.record.training["context"])
         batches = [self._batch([s]) for s in pieces]
         size = sum(s.bytes for s in pieces) * math.log(2)
-        adapted = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)  # type: ignore[arg-type]
+        adapted = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)
         with self.top.untouched():
-            base = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)  # type: ignore[arg-type]
+            base = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)
         return {"base": base / size, "adapted": adapted / size}
 
     def report(self, task: str) -> Report:
         """The evaluation report of a task."""
         return Report.read(self.folder / "reports" / f"{task}.json")
 
-    def _kind(self, name: str) -> Kind:
-        entry = self.record.tasks[name]
-        cls = kind_class(entry["kind"], where=self.folder)
-        return cls(name, fill(cls.Settings, entry["settings"], where=str(self.folder / bundle.RECORD)))
+    def _kind(self, name: str) -> Any:
+        return _kind(self.record, name, self.folder)
 
     def _only(self, kind: str) -> str:
         names = [name for name, task in self.record.tasks.items() if task["kind"] == kind]
         if len(names) != 1:
-            raise UserError(
-                f"{len(names)} tasks of kind {kind!r}: {names}", where=self.folder, instead="name one"
-            )
+            raise UserError(f"{len(names)} tasks of kind {kind!r}: {names}", where=self.folder, instead="name one")
         return names[0]
 
     def _tokens(self, text: str, context: float) -> list[Tokens]:
@@ -99,15 +92,11 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     folder = Path(run)
     record = bundle.read(folder)
     remembered: Any = record.base
-    loaded = load_base(
-        base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"], hub=hub
-    )
+    loaded = load_base(base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"], hub=hub)
     bundle.check_base(record, loaded)
     heads = {}
     for name, task in record.tasks.items():
-        cls = kind_class(task["kind"], where=folder)
-        kind = cls(name, fill(cls.Settings, task["settings"], where=str(folder / bundle.RECORD)))
-        heads[name] = kind.head(loaded.width, task["labels"])
+        heads[name] = _kind(record, name, folder).head(loaded.width, task["labels"])
     training = record.training
     top = adapt(
         loaded,
@@ -118,3 +107,8 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     )
     bundle.restore(folder, top)
     return Run(folder, record, loaded, bundle.whole(folder, loaded).eval(), top.eval())
+
+
+def _kind(record: bundle.Record, name: str, folder: Path) -> Kind:
+    task = record.tasks[name]
+    return make_kind(task["kind"], name, task["settings"], where=str(folder / bundle.RECORD))

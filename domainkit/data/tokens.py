@@ -8,9 +8,7 @@ from typing import Any
 from domainkit.types import Example, Sequence
 
 
-def sequences(
-    example: Example, tokenizer: Any, prefix: int, *, context: int, slice: str = ""
-) -> Iterator[Sequence]:
+def sequences(example: Example, tokenizer: Any, prefix: int, *, context: int, slice: str = "") -> Iterator[Sequence]:
     """Disjoint windows of at most `context` tokens, each opened by the prefix token, so that every token of the
     text is predicted exactly once (as lm-evaluation-harness rolls a document).
 

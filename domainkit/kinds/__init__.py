@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -58,11 +58,7 @@ class Outcome:
 
 
 class Kind(Protocol):
-    """The contract of every file in `kinds/`."""
-
-    Settings: ClassVar[type]
-
-    def __init__(self, name: str, settings: object) -> None: ...
+    """The contract of every file in `kinds/`: a frozen dataclass `Settings` and a class `Kind(name, settings)`."""
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
         """Clean, split and tokenize. Raises UserError when too little is left."""
@@ -80,15 +76,15 @@ class Kind(Protocol):
         """Score the adapted top beside the untouched base or another baseline, on test batches."""
 
 
-def kind_class(name: str, *, where: object) -> type:
-    """The `Kind` of `kinds/<name>.py`. Raises UserError naming the known kinds."""
-    known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
-    if name not in known:
-        raise UserError(f"unknown kind {name!r}", where=where, instead=f"one of {known}")
-    return import_module(f"domainkit.kinds.{name}").Kind
-
-
 def load_kind(task: Task) -> Kind:
     """The kind of a task, with its settings checked. Raises UserError for an unknown kind or setting."""
-    cls = kind_class(task.kind, where=task.origin)
-    return cls(task.name, fill(cls.Settings, task.settings, where=task.origin))
+    return make_kind(task.kind, task.name, task.settings, where=task.origin)
+
+
+def make_kind(kind: str, name: str, settings: Mapping[str, object], *, where: str) -> Kind:
+    """The `Kind` of `kinds/<kind>.py` for the task `name`; `where` the settings come from, for messages."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    if kind not in known:
+        raise UserError(f"unknown kind {kind!r}", where=where, instead=f"one of {known}")
+    module = import_module(f"domainkit.kinds.{kind}")
+    return module.Kind(name, fill(module.Settings, settings, where=where))

@@ -35,8 +35,6 @@ class Settings:
 class Kind:
     """See `domainkit.kinds.Kind`."""
 
-    Settings = Settings
-
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
 

@@ -35,8 +35,6 @@ class Settings:
 class Kind:
     """See `domainkit.kinds.Kind`."""
 
-    Settings = Settings
-
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
 
@@ -50,19 +48,15 @@ class Kind:
             for part, into in ((learned, train), (held, test)):
                 for example in part:
                     name = _slice(corpus, source, example)
-                    into[name] += sequences(
-                        example, base.tokenizer, base.prefix_id, context=corpus.context, slice=name
-                    )
-        tables = (_filter_table(counts),)
+                    into[name] += sequences(example, base.tokenizer, base.prefix_id, context=corpus.context, slice=name)
+        tables: tuple[Table, ...] = (_filter_table(counts),)
         chosen: tuple[Tokens, ...] = ()
         if corpus.held_out:
             chosen, table = self._mix(train, corpus)
             tables += (table,)
         tested = [s for name in sorted(test) for s in self._sample(test[name], corpus)]
         if not tested:
-            raise UserError(
-                "no text is left after cleaning", where=self.name, instead="more or cleaner documents"
-            )
+            raise UserError("no text is left after cleaning", where=self.name, instead="more or cleaner documents")
         return Prepared(chosen, tuple(tested), tables=tables)
 
     def _mix(self, train: Mapping[str, Sequence[Tokens]], corpus: Corpus) -> tuple[tuple[Tokens, ...], Table]:
@@ -117,7 +111,8 @@ class Kind:
             with top.untouched():
                 base += self.predict(top, batch, ())
             tokens += [s for _, s in batch.placed]
-        scores, baseline, rows = {}, {}, []
+        scores, baseline = {}, {}
+        rows: list[tuple[str | int | float, ...]] = []
         for name in sorted({s.slice for s in tokens}):
             documents = _by_document(
                 [(s, a, b) for s, a, b in zip(tokens, adapted, base, strict=True) if s.slice == name]
@@ -164,5 +159,7 @@ def _by_document(rows: Iterable[tuple[Tokens, float, float]]) -> dict[str, tuple
 def _filter_table(counts: Mapping[str, Counter[str]]) -> Table:
     rules = sorted({rule for counter in counts.values() for rule in counter} - {"read", "kept"})
     columns = ("source", "read", *rules, "kept")
-    rows = tuple((name, *(counter[column] for column in columns[1:])) for name, counter in counts.items())
-    return Table("Noise filter", columns, rows)
+    rows: list[tuple[str | int | float, ...]] = [
+        (name, *(counter[column] for column in columns[1:])) for name, counter in counts.items()
+    ]
+    return Table("Noise filter", columns, tuple(rows))

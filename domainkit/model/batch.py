@@ -22,9 +22,7 @@ class Batch:
 
     hidden: Tensor  # (rows, tokens, width) activations that enter the top, zeros where padded
     position_ids: Tensor  # (rows, tokens) int64
-    placed: tuple[
-        tuple[int, Tokens], ...
-    ]  # where each sequence starts in the flattened rows, and which it is
+    placed: tuple[tuple[int, Tokens], ...]  # where each sequence starts in the flattened rows, and which it is
 
     def states(self, flat: Tensor, *, drop_last: bool = False) -> tuple[Tensor, Tensor]:
         """From flattened states (rows * tokens, width): the states of all sequences and who owns each.
@@ -33,9 +31,7 @@ class Batch:
         """
         spans = [(start, len(s.ids) - drop_last) for start, s in self.placed]
         index = torch.cat([torch.arange(start, start + length) for start, length in spans])
-        owner = torch.repeat_interleave(
-            torch.arange(len(spans)), torch.tensor([length for _, length in spans])
-        )
+        owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([length for _, length in spans]))
         return flat[index.to(flat.device)], owner.to(flat.device)
 
 
@@ -44,9 +40,7 @@ def rows(sequences: Sequence[Tokens], row_tokens: int) -> list[Row]:
     return [tuple(sequences[i] for i in row) for row in pack([len(s.ids) for s in sequences], row_tokens)]
 
 
-def batches(
-    sequences: Sequence[Tokens], *, row_tokens: int, batch_tokens: int, seed: int | None
-) -> list[list[Row]]:
+def batches(sequences: Sequence[Tokens], *, row_tokens: int, batch_tokens: int, seed: int | None) -> list[list[Row]]:
     """Batches of about `batch_tokens` tokens: the sequences shuffled by `seed` (None keeps their order), packed."""
     order = list(sequences)
     if seed is not None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from domainkit.files import explain, sync
 from domainkit.model.base import Base
+from domainkit.model.folder import quiet
 from domainkit.model.top import Top
 from domainkit.types import UserError
 
@@ -49,8 +50,8 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        top.model.peft_config["default"].base_model_name_or_path = str(base.path)
-        top.model.save_pretrained(draft)
+        with quiet():
+            top.model.save_pretrained(str(draft))
         base.tokenizer.save_pretrained(draft)
         heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
         safetensors.torch.save_file(heads, draft / HEADS)
@@ -99,7 +100,7 @@ def check_base(record: Record, base: Base) -> None:
 
 def restore(folder: Path, top: Top) -> None:
     """Load a run's adapter and heads into a fresh top of the same shape."""
-    outcome = set_peft_model_state_dict(top.model, safetensors.torch.load_file(folder / ADAPTER))
+    outcome: Any = set_peft_model_state_dict(top.model, safetensors.torch.load_file(folder / ADAPTER))
     if outcome.unexpected_keys:
         raise UserError(f"unknown weights, first {outcome.unexpected_keys[0]}", where=folder / ADAPTER)
     top.heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))

@@ -7,6 +7,7 @@ the top loads onto the whole model with plain PEFT.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def top(base: Base, layers: int) -> PreTrainedModel:
     check_layers(base, layers)
     last = base.depth - layers
     kept = [Skip() if i < last else copy.deepcopy(layer) for i, layer in enumerate(base.layers())]
-    model = _view(base.model)
+    model: Any = _view(base.model)
     setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, kept))
     return model
 
@@ -98,14 +99,12 @@ def check_layers(base: Base, layers: int) -> None:
 
 def _with_layers(backbone: nn.Module, layers: list[nn.Module]) -> nn.Module:
     clone = _view(backbone)
-    name = next(
-        n for n, m in backbone.named_children() if isinstance(m, nn.ModuleList) and len(m) == len(layers)
-    )
+    name = next(n for n, m in backbone.named_children() if isinstance(m, nn.ModuleList) and len(m) == len(layers))
     setattr(clone, name, nn.ModuleList(layers))
     return clone
 
 
-def _view(module: nn.Module) -> nn.Module:
+def _view(module: nn.Module) -> Any:
     """A copy that shares every parameter but has its own table of children."""
     clone = copy.copy(module)
     clone._modules = dict(module._modules)

@@ -80,9 +80,7 @@ class Store:
         """Activations of one sequence: (tokens, width), memory-mapped, read-only. KeyError when absent."""
         place = self.places[digest]
         if place.shard not in self._maps:
-            self._maps[place.shard] = np.load(
-                self.folder / f"{place.shard}.npy", mmap_mode="r", allow_pickle=False
-            )
+            self._maps[place.shard] = np.load(self.folder / f"{place.shard}.npy", mmap_mode="r", allow_pickle=False)
         return self._maps[place.shard][place.start : place.start + place.length]
 
     def put(self, entries: Sequence[tuple[str, np.ndarray]]) -> None:

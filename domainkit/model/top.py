@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
+from domainkit.model.folder import quiet
 from domainkit.model.split import top as split_top
 
 
@@ -24,7 +26,7 @@ class Top(nn.Module):
 
     def states(self, batch: Batch) -> Tensor:
         """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width)."""
-        causal = self.model.get_base_model()
+        causal: Any = self.model.get_base_model()
         weight = self.output_weight
         out = causal.base_model(
             inputs_embeds=batch.hidden.to(weight.device, causal.dtype),
@@ -36,7 +38,8 @@ class Top(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """Weight of the frozen language-model head: (vocabulary, width)."""
-        return self.model.get_base_model().get_output_embeddings().weight
+        causal: Any = self.model.get_base_model()
+        return causal.get_output_embeddings().weight
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -61,7 +64,7 @@ def lora_config(base: Base, *, layers: int, rank: int, alpha: int) -> LoraConfig
         lora_alpha=alpha,
         target_modules=targets,
         layers_to_transform=list(last),
-        base_model_name_or_path=base.name,
+        base_model_name_or_path=str(base.path),
     )
 
 
@@ -69,5 +72,6 @@ def adapt(base: Base, heads: Mapping[str, nn.Module], *, layers: int = 2, rank: 
           seed: int = 0) -> Top:  # fmt: skip
     """A fresh top over `base`, its LoRA drawn from `seed` exactly as plain PEFT on the whole model would draw it."""
     torch.manual_seed(seed)
-    model = get_peft_model(split_top(base, layers), lora_config(base, layers=layers, rank=rank, alpha=alpha))
+    with quiet():
+        model = get_peft_model(split_top(base, layers), lora_config(base, layers=layers, rank=rank, alpha=alpha))
     return Top(model, heads)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from domainkit.model.base import Base
 from domainkit.model.split import Trunk, top
@@ -14,10 +15,8 @@ from domainkit.model.store import Store, make_room
 from domainkit.nets.loss import token_logprobs
 from domainkit.types import Sequence as Tokens
 
-BATCH = (
-    4096  # padded tokens per forward pass: large enough for full matmul speed, 4-bit weights unpacked once
-)
-SHARD = 8192  # tokens per shard, about 10 seconds of work on two cores: what a kill can cost
+BATCH = 8192  # padded tokens per forward pass: large, because 4-bit weights are unpacked once per pass
+SHARD = 8192  # tokens per shard, some 15 seconds of work on two cores: what a kill can cost
 TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is taken
 PROBE = 1024  # tokens the dtype is decided on
 
@@ -35,9 +34,7 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     """
     trunk = Trunk(base, layers)
     store = open_store(base, layers, sequences, root, dtype=dtype)
-    shards = [
-        shard for shard in plan(sequences) if any(s.digest not in store for batch in shard for s in batch)
-    ]
+    shards = [shard for shard in plan(sequences) if any(s.digest not in store for batch in shard for s in batch)]
     missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
     held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
     make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
@@ -63,9 +60,7 @@ def depends_on(base: Base, layers: int, dtype: str) -> dict[str, object]:
     }
 
 
-def open_store(
-    base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dtype: str = "auto"
-) -> Store:
+def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dtype: str = "auto") -> Store:
     """The store of this trunk, created when there is none."""
     of = depends_on(base, layers, dtype)
     store = Store.open(root, of)
@@ -121,9 +116,7 @@ def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[
     return dtype, f"float16 changes the loss by {difference:.1e} relative on {tokens} tokens"
 
 
-def _loss(
-    base: Base, model: torch.nn.Module, sample: Sequence[Tokens], values: Sequence[np.ndarray]
-) -> float:
+def _loss(base: Base, model: PreTrainedModel, sample: Sequence[Tokens], values: Sequence[np.ndarray]) -> float:
     """Mean negative log-likelihood, nats per token, of the base on stored activations."""
     weight = base.model.get_output_embeddings().weight
     total, count = 0.0, 0

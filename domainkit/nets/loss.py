@@ -10,9 +10,7 @@ BLOCK = 512  # tokens per block: 512 x 49,152 float32 logits are 100 MB; larger 
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor
-    ) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         grad = torch.empty_like(hidden)
         total = hidden.new_zeros(())
         for start in range(0, len(hidden), BLOCK):
@@ -28,7 +26,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, scale: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, scale: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * scale, None, None
 

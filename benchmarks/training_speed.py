@@ -73,8 +73,8 @@ class PlainClassifier(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, batch: Any, gold: Tensor) -> dict[str, Tensor]:
         backbone = self.model.get_base_model().base_model
         states = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        logits = self.head(*batch.states(states.flatten(0, 1)))
-        return {"loss": nn.functional.cross_entropy(logits, gold)}
+        parts = self.head(*batch.states(states.flatten(0, 1)), [s.ids for _, s in batch.placed])
+        return {"loss": sum(nn.functional.nll_loss(part, gold) for part in parts)}
 
 
 class Clock(TrainerCallback):
@@ -123,7 +123,7 @@ def plain(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
     training, ((name, prepared),) = setting.domain.training, setting.prepared.items()
     began = time.perf_counter()
     torch.manual_seed(seed)
-    head = setting.kinds[name].head(setting.base.width, prepared.labels)
+    head = setting.kinds[name].head(setting.base, prepared)
     torch.manual_seed(seed)
     peft = get_peft_model(
         setting.base.model,

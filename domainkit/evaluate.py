@@ -25,6 +25,7 @@ BATCH = 4096  # tokens per evaluation batch
 def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int, seed: int) -> Outcome:
     """Run the test sequences through the top, adapted and untouched, and score them."""
     top.eval()
+    top.use(prepared.adapter)
     with torch.no_grad():
         return kind.evaluate(top, _test_batches(store, prepared, context), prepared, seed)
 

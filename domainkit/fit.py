@@ -65,7 +65,8 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
         dealt: list[Step] = []
         for number, (name, prepared) in enumerate(sorted(tasks.items())):
             order = seed * 1_000_003 + epoch * 1009 + number
-            made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
+            size = prepared.batch_tokens or training.batch_tokens
+            made = batches(prepared.train, row_tokens=training.context, batch_tokens=size, seed=order)
             dealt += [Step(name, tuple(rows)) for rows in made]
         random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
         steps += dealt
@@ -91,12 +92,13 @@ class Objective(nn.Module):
 
     accepts_loss_kwargs = False  # the Trainer averages micro-batches; it must not count labels
 
-    def __init__(self, top: Top, kinds: Mapping[str, Kind], labels: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared]) -> None:
         super().__init__()
-        self.top, self.kinds, self.labels = top, kinds, labels
+        self.top, self.kinds, self.tasks = top, kinds, tasks
 
     def forward(self, task: str, batch: Any) -> dict[str, Tensor]:
-        total, count = self.kinds[task].loss(self.top, batch, self.labels[task])
+        self.top.use(self.tasks[task].adapter)
+        total, count = self.kinds[task].loss(self.top, batch, self.tasks[task].labels)
         return {"loss": total / max(count, 1)}
 
 
@@ -109,7 +111,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     KeyboardInterrupt after saving when interrupted once.
     """
     steps = plan_steps(tasks, training, seed)
-    objective = Objective(top, kinds, {name: prepared.labels for name, prepared in tasks.items()})
+    objective = Objective(top, kinds, tasks)
     trainer = TopTrainer(
         model=objective,
         args=arguments(training, folder, seed),

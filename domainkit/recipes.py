@@ -139,7 +139,7 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
             held_out=not (record and task.name in given),
         )
         kinds[task.name] = load_kind(task)
-        ready = kinds[task.name].prepare(corpus, base)
+        ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
         if record:
             ready = replace(ready, train=(), labels=tuple(record.tasks[task.name]["labels"]))
         prepared[task.name] = ready
@@ -163,9 +163,12 @@ def fresh_top(setting: Setting, seed: int) -> Top:
     training = setting.domain.training
     torch.manual_seed(seed)
     heads = bundle.heads_of(
-        {name: kind.head(setting.base.width, setting.prepared[name].labels) for name, kind in setting.kinds.items()}
+        {name: kind.head(setting.base, setting.prepared[name]) for name, kind in setting.kinds.items()}
     )
-    return adapt(setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed)
+    return adapt(
+        setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed,
+        adapters=[prepared.adapter for prepared in setting.prepared.values()],
+    )  # fmt: skip
 
 
 def train(setting: Setting, top: Top, store: Store, work: Path, request: Request) -> Sequence[Mapping[str, Any]]:
@@ -200,7 +203,7 @@ def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *
                 setting.base,
                 prepared,
                 data={k: v for k, v in setting.data.items() if k.startswith(f"{name}/")},
-                adapter_sha256=bundle.digest(run / bundle.ADAPTER),
+                adapter_sha256=bundle.digest(bundle.adapter_path(run, prepared.adapter)),
                 seconds=time.perf_counter() - began,
                 seed=seed,
                 curves=training_curves(log, name),
@@ -252,6 +255,7 @@ def describe(request: Request, setting: Setting) -> bundle.Record:
     tasks = {
         name: {
             "kind": domain.task(name).kind,
+            "adapter": p.adapter,
             "labels": list(p.labels),
             "settings": dict(domain.task(name).settings),
         }

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Kind, make_kind
+from domainkit.kinds import Kind, Prepared, make_kind
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
@@ -46,13 +46,16 @@ class Run:
         """The best label of each text and its probability. `task` may be left out when only one classifies."""
         name = task or self._only("classify")
         labels, kind = self.record.tasks[name]["labels"], self._kind(name)
+        self.top.use(self.record.tasks[name]["adapter"])
         limit = min(self.record.tasks[name]["settings"].get("max_tokens", math.inf), self.record.training["context"])
         tokens = [self._tokens(text, limit)[0] for text in texts]
         return [kind.predict(self.top, self._batch([s]), labels)[0] for s in tokens]
 
     def bits_per_byte(self, text: str) -> dict[str, float]:
         """How well base and adapted model predict `text`; smaller is better."""
-        kind = self._kind(self._only("lm"))
+        name = self._only("lm")
+        kind = self._kind(name)
+        self.top.use(self.record.tasks[name]["adapter"])
         pieces = self._tokens(text, self.record.training["context"])
         batches = [self._batch([s]) for s in pieces]
         size = sum(s.bytes for s in pieces) * math.log(2)
@@ -96,15 +99,12 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     bundle.check_base(record, loaded)
     heads = {}
     for name, task in record.tasks.items():
-        heads[name] = _kind(record, name, folder).head(loaded.width, task["labels"])
+        heads[name] = _kind(record, name, folder).head(loaded, Prepared((), (), labels=tuple(task["labels"])))
     training = record.training
     top = adapt(
-        loaded,
-        bundle.heads_of(heads),
-        layers=training["layers"],
-        rank=training["rank"],
-        alpha=training["alpha"],
-    )
+        loaded, bundle.heads_of(heads), layers=training["layers"], rank=training["rank"], alpha=training["alpha"],
+        adapters=[task["adapter"] for task in record.tasks.values()],
+    )  # fmt: skip
     bundle.restore(folder, top)
     return Run(folder, record, loaded, bundle.whole(folder, loaded).eval(), top.eval())
 

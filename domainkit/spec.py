@@ -64,6 +64,7 @@ class Task:
     title: str
     sources: tuple[Source, ...]
     settings: Mapping[str, object]
+    adapter: str  # tasks that name the same one train it together
     path: Path
     origin: str  # where the settings come from, for messages: the file, and what was laid over it
 
@@ -73,6 +74,7 @@ class _TaskFile:
     kind: str
     title: str
     sources: tuple[Source, ...]
+    adapter: str = "default"
     settings: dict = field(default_factory=dict)
 
 
@@ -282,7 +284,7 @@ def _task(path: Path, table: Mapping[str, Any]) -> Task:
         faults.add("no source", "at least one [[sources]] table")
     faults.stop()
     settings = MappingProxyType(own.settings)
-    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, path, where)
+    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, where)
 
 
 def _overlays(config: Path | None, overrides: Sequence[str], known: Iterable[str]) -> list[tuple[_Overlay, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
-from domainkit.model.top import Top
+from domainkit.model.top import DEFAULT, Top
 from domainkit.report import Table
 from domainkit.score import Score
 from domainkit.spec import Task, fill
@@ -42,6 +42,8 @@ class Prepared:
     train: tuple[Tokens, ...]  # one epoch; a sequence may stand in it more than once
     test: tuple[Tokens, ...]
     labels: tuple[str, ...] = ()
+    adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
+    batch_tokens: int | None = None  # per micro-batch; None: as the domain trains
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
     rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
 
@@ -63,7 +65,7 @@ class Kind(Protocol):
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
         """Clean, split and tokenize. Raises UserError when too little is left."""
 
-    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
+    def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         """The head this task adds, or None."""
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:

@@ -18,7 +18,7 @@ from domainkit.kinds import Corpus, Outcome, Prepared
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
-from domainkit.nets.heads import MeanClassifier
+from domainkit.nets.heads import WideDeepClassifier
 from domainkit.report import Table
 from domainkit.score import classification, per_label
 from domainkit.types import Example, UserError
@@ -30,6 +30,8 @@ class Settings:
     train_examples: int = field(default=1200, metadata={"min": 1})
     test_examples: int = field(default=600, metadata={"min": 1})
     max_tokens: int = field(default=96, metadata={"min": 2})  # of each text; the rest is not read
+    passes: int = field(default=1, metadata={"min": 1})  # times every text is trained on per epoch
+    batch_tokens: int = field(default=512, metadata={"min": 1})  # per micro-batch: small, to take many steps
 
 
 class Kind:
@@ -57,11 +59,12 @@ class Kind:
         if not test:
             raise UserError("no labelled text is left to test on", where=self.name, instead="more documents")
         return Prepared(
-            self._encode(train, base, corpus),
+            self._encode(train, base, corpus) * self.settings.passes,
             self._encode(test, base, corpus),
-            labels,
-            (_filter_table(counts), _label_table(train, test)),
-            {"train": train, "all": learned, "test": test},
+            labels=labels,
+            batch_tokens=self.settings.batch_tokens,
+            tables=(_filter_table(counts), _label_table(train, test)),
+            rivals={"train": train, "all": learned, "test": test},
         )
 
     def _encode(self, examples: Sequence[Example], base: Base, corpus: Corpus) -> tuple[Tokens, ...]:
@@ -69,22 +72,25 @@ class Kind:
         context = min(self.settings.max_tokens, corpus.context)
         return tuple(next(sequences(e, base.tokenizer, base.prefix_id, context=context)) for e in examples)
 
-    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
-        return MeanClassifier(width, len(labels))
+    def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
+        head = WideDeepClassifier(base.width, len(prepared.labels), base.model.config.vocab_size)
+        head.observe({s.digest: s.ids for s in prepared.train}.values())
+        return head
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
-        logits = self._logits(top, batch)
+        parts = self._logprobs(top, batch)  # (2, sequences, labels)
         index = {label: i for i, label in enumerate(labels)}
-        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=logits.device)
-        return F.cross_entropy(logits, gold, reduction="sum"), len(gold)
+        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=parts.device)
+        return F.nll_loss(parts.flatten(0, 1), gold.repeat(len(parts)), reduction="sum"), len(gold)
 
-    def _logits(self, top: Top, batch: Batch) -> Tensor:
-        return top.heads[self.name](*batch.states(top.states(batch)))  # (sequences, labels)
+    def _logprobs(self, top: Top, batch: Batch) -> Tensor:
+        texts = [s.ids for _, s in batch.placed]
+        return top.heads[self.name](*batch.states(top.states(batch)), texts)
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:
         """The best label of each sequence and its probability."""
-        best = self._logits(top, batch).softmax(-1).max(-1)
+        best = self._logprobs(top, batch).sum(0).softmax(-1).max(-1)
         return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:

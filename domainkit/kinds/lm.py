@@ -88,7 +88,7 @@ class Kind:
             budget -= len(s.ids)
         return taken
 
-    def head(self, width: int, labels: Sequence[str]) -> nn.Module | None:
+    def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         return None
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:

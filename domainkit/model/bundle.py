@@ -19,7 +19,7 @@ from torch import nn
 from domainkit.files import explain, sync
 from domainkit.model.base import Base
 from domainkit.model.folder import quiet
-from domainkit.model.top import Top
+from domainkit.model.top import DEFAULT, Top
 from domainkit.types import UserError
 
 RECORD = "domainkit.json"  # written last: without it a run is unfinished
@@ -56,14 +56,17 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
         safetensors.torch.save_file(heads, draft / HEADS)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        hashes = {name: digest(draft / name) for name in (ADAPTER, HEADS)}
+        weights = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.safetensors"))
+        hashes = {name: digest(draft / name) for name in weights}
         written = asdict(record) | {"sha256": hashes}
         (draft / RECORD).write_text(json.dumps(written, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == RECORD):
-            sync(path)
-            os.replace(path, folder / path.name)
-        draft.rmdir()
+        files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+        for name in sorted(files, key=lambda name: name.name == RECORD):
+            sync(draft / name)
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(draft / name, folder / name)
+        shutil.rmtree(draft)
     except OSError as error:
         raise explain(error, folder) from error
 
@@ -98,12 +101,21 @@ def check_base(record: Record, base: Base) -> None:
         )
 
 
+def adapter_path(folder: Path, adapter: str) -> Path:
+    """The weights of an adapter of a run: PEFT keeps "default" in the root and others in a folder of their name."""
+    return (folder if adapter == DEFAULT else folder / adapter) / ADAPTER
+
+
 def restore(folder: Path, top: Top) -> None:
-    """Load a run's adapter and heads into a fresh top of the same shape."""
-    outcome: Any = set_peft_model_state_dict(top.model, safetensors.torch.load_file(folder / ADAPTER))
-    if outcome.unexpected_keys:
-        raise UserError(f"unknown weights, first {outcome.unexpected_keys[0]}", where=folder / ADAPTER)
-    top.heads.load_state_dict(safetensors.torch.load_file(folder / HEADS))
+    """Load a run's adapters and heads into a fresh top; tasks that the top leaves out are left out."""
+    for name in top.model.peft_config:
+        path = adapter_path(folder, name)
+        outcome: Any = set_peft_model_state_dict(top.model, safetensors.torch.load_file(path), adapter_name=name)
+        if outcome.unexpected_keys:
+            raise UserError(f"unknown weights, first {outcome.unexpected_keys[0]}", where=path)
+    saved = safetensors.torch.load_file(folder / HEADS)
+    wanted = {name: value for name, value in saved.items() if name.partition(".")[0] in top.heads}
+    top.heads.load_state_dict(wanted)
 
 
 def whole(folder: Path, base: Base) -> PeftModel:

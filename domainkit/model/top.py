@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,24 @@ from domainkit.model.batch import Batch
 from domainkit.model.folder import quiet
 from domainkit.model.split import top as split_top
 
+DEFAULT = "default"  # PEFT's name for the adapter in the root of a run folder
+
 
 class Top(nn.Module):
-    """What is trained: a PEFT model over activations, and one head per task that needs one."""
+    """What is trained: the adapters of a PEFT model over activations, and one head per task that needs one."""
 
     def __init__(self, model: PeftModel, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.model = model
         self.heads = nn.ModuleDict(dict(heads))
+        for name, value in model.named_parameters():  # PEFT keeps only the active adapter trainable
+            value.requires_grad_(".lora_" in name)
+        self._learns = [name for name, value in self.named_parameters() if value.requires_grad]
+
+    def use(self, adapter: str) -> None:
+        """Make `adapter` the one that `states` goes through; only it and the heads get gradients then."""
+        if self.model.active_adapter != adapter:
+            self.model.set_adapter(adapter)
 
     def states(self, batch: Batch) -> Tensor:
         """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width)."""
@@ -48,30 +58,49 @@ class Top(nn.Module):
             yield
 
     def trainable(self) -> dict[str, Tensor]:
-        """The parameters that learn, by name."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+        """The parameters that learn, by name, whichever adapter is in use."""
+        return {name: self.get_parameter(name) for name in self._learns}
 
 
 def lora_config(base: Base, *, layers: int, rank: int, alpha: int) -> LoraConfig:
-    """LoRA on every linear map of the last `layers` layers (arXiv 2106.09685), as plain PEFT understands it."""
+    """LoRA on every linear map of the last `layers` layers (arXiv 2106.09685), as plain PEFT understands it.
+
+    In a layer with routed experts (DeepSeek) only the attention learns: the experts are three-dimensional tensors,
+    and PEFT, told to adapt anything called "down_proj" there, adapts the experts of every layer of the model.
+    """
     last = range(base.depth - layers, base.depth)
-    linear = (nn.Linear,)  # bitsandbytes' quantized layers are subclasses
-    found = base.layers()[last.start].named_modules()
-    targets = sorted({name.rsplit(".", 1)[-1] for name, module in found if isinstance(module, linear)})
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
-        target_modules=targets,
+        target_modules=sorted(set.intersection(*(_linear_maps(base.layers()[i]) for i in last))),
         layers_to_transform=list(last),
         base_model_name_or_path=str(base.path),
     )
 
 
+def _linear_maps(layer: nn.Module) -> set[str]:
+    """Last names of a layer's linear maps, those beside routed experts left out."""
+    routed = [n.rpartition(".")[0] for n, m in layer.named_modules() if any(p.ndim == 3 for p in m.parameters(False))]
+    return {
+        name.rpartition(".")[2]
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)  # bitsandbytes' quantized layers are subclasses
+        and not any(name.startswith(f"{block}.") for block in routed)
+    }
+
+
 def adapt(base: Base, heads: Mapping[str, nn.Module], *, layers: int = 2, rank: int = 16, alpha: int = 32,
-          seed: int = 0) -> Top:  # fmt: skip
-    """A fresh top over `base`, its LoRA drawn from `seed` exactly as plain PEFT on the whole model would draw it."""
-    torch.manual_seed(seed)
+          seed: int = 0, adapters: Collection[str] = (DEFAULT,)) -> Top:  # fmt: skip
+    """A fresh top over `base`, each LoRA drawn from `seed` exactly as plain PEFT on the whole model would draw it.
+
+    adapters: their names; "default", PEFT's own name for the only one, is always among them.
+    """
+    config = lora_config(base, layers=layers, rank=rank, alpha=alpha)
     with quiet():
-        model = get_peft_model(split_top(base, layers), lora_config(base, layers=layers, rank=rank, alpha=alpha))
+        torch.manual_seed(seed)
+        model = get_peft_model(split_top(base, layers), config)
+        for name in sorted(set(adapters) - {DEFAULT}):
+            torch.manual_seed(seed)
+            model.add_adapter(name, config)
     return Top(model, heads)

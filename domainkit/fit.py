@@ -76,30 +76,36 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
 class Steps(Dataset):
     """The planned micro-batches as what `Objective.forward` takes."""
 
-    def __init__(self, steps: Sequence[Step], store: Store) -> None:
-        self.steps, self.store = steps, store
+    def __init__(self, steps: Sequence[Step], kinds: Mapping[str, Kind], store: Store, accumulation: int) -> None:
+        self.steps, self.kinds, self.store, self.accumulation = steps, kinds, store, accumulation
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         step = self.steps[index]
-        return {"task": step.task, "batch": collate(step.rows, self.store.get)}
+        first = index - index % self.accumulation
+        together = [s for s in self.steps[first : first + self.accumulation] if s.task == step.task]
+        terms = self.kinds[step.task].terms(s for one in together for row in one.rows for s in row)
+        return {"task": step.task, "batch": collate(step.rows, self.store.get), "terms": terms}
 
 
 class Objective(nn.Module):
-    """Top plus kinds: the loss of one micro-batch, averaged over its tokens (or texts)."""
+    """Top plus kinds: the loss of one micro-batch.
 
-    accepts_loss_kwargs = False  # the Trainer averages micro-batches; it must not count labels
+    It is divided by the terms that its task has in the whole optimizer step, so that accumulated micro-batches give
+    the gradient of one large batch, however unequal they are.
+    """
+
+    accepts_loss_kwargs = False  # the Trainer must not count labels
 
     def __init__(self, top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared]) -> None:
         super().__init__()
         self.top, self.kinds, self.tasks = top, kinds, tasks
 
-    def forward(self, task: str, batch: Any) -> dict[str, Tensor]:
+    def forward(self, task: str, batch: Any, terms: int) -> dict[str, Tensor]:
         self.top.use(self.tasks[task].adapter)
-        total, count = self.kinds[task].loss(self.top, batch, self.tasks[task].labels)
-        return {"loss": total / max(count, 1)}
+        return {"loss": self.kinds[task].loss(self.top, batch, self.tasks[task].labels) / max(terms, 1)}
 
 
 def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store, training: Training, *,
@@ -115,7 +121,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     trainer = TopTrainer(
         model=objective,
         args=arguments(training, folder, seed),
-        train_dataset=Steps(steps, store),
+        train_dataset=Steps(steps, kinds, store, training.accumulation),
         data_collator=lambda items: items[0],
         callbacks=[Marker(), Reporter(steps, progress)],
     )
@@ -164,6 +170,8 @@ def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
 
 class TopTrainer(Trainer):
     """Saves only what learns, as safetensors, and stops before a step that would spoil the weights."""
+
+    loss_is_scaled_for_ga = True  # `Objective` divides by the terms of the whole step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -67,8 +67,8 @@ sources = [{ path = "data/paragraphs.jsonl", part = "domain", language = "en" }]
 WORDS = {
     "bank": "the bank raised its rate of interest and the margin on loans fell after a payment was due to creditors",
     "bank-zh": "商业银行 应当 按照 规定 提取 贷款 损失 准备 并 对 逾期 贷款 进行 分类 管理 以 维护 金融 市场 的 稳定",
-    "general": "the patient walked to an old garden where children played under green trees and drank water from a river",
-    "deposit": "an account holder must receive notice of fees before the deposit institution changes its terms and yields",
+    "general": "the patient walked to an old garden where children played under green trees and drank from a river",
+    "deposit": "an account holder must receive notice of fees before the deposit institution changes terms and yields",
     "loan": "a creditor shall disclose annual percentage charges to each borrower who applies for mortgage credit",
 }
 
@@ -359,7 +359,7 @@ def test_a_wrong_base_is_refused_with_both_fingerprints(desk: Desk, tmp_path: Pa
 
 def test_a_finished_run_is_not_overwritten_unasked(desk: Desk) -> None:
     before = times(desk.run)
-    with pytest.raises(UserError, match="finished run.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished run.*--overwrite"):
         recipes.finetune(desk.request(desk.run))
     assert times(desk.run) == before
 
@@ -407,7 +407,7 @@ def unfinished(cut_off: Path, tmp_path: Path) -> Path:
 
 def test_an_unfinished_run_is_refused_and_the_ways_out_are_named(desk: Desk, unfinished: Path) -> None:
     before = times(unfinished)
-    with pytest.raises(UserError, match="unfinished run.*--resume to go on, --overwrite to start again"):
+    with pytest.raises(UserError, match=r"unfinished run.*--resume to go on, --overwrite to start again"):
         recipes.finetune(desk.request(unfinished))
     assert times(unfinished) == before
 
@@ -443,7 +443,7 @@ def test_resuming_with_changed_data_is_refused_by_name(desk: Desk, unfinished: P
     content = file.read_bytes()
     try:
         file.write_bytes(content + b'{"text": "one more line about the rate of interest"}\n')
-        with pytest.raises(UserError, match="started differently.*bank") as fault:
+        with pytest.raises(UserError, match=r"started differently.*bank") as fault:
             recipes.finetune(desk.request(unfinished, resume=True))
     finally:
         file.write_bytes(content)

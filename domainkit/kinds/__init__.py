@@ -68,8 +68,11 @@ class Kind(Protocol):
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         """The head this task adds, or None."""
 
-    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
-        """(summed loss in nats, number of things it sums over)."""
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
+        """Loss in nats, summed over the batch's terms."""
+
+    def terms(self, sequences: Iterable[Tokens]) -> int:
+        """How many terms the loss sums over: predicted tokens, or texts."""
 
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
         """One answer per sequence of the batch, in the batch's order."""

@@ -77,11 +77,14 @@ class Kind:
         head.observe({s.digest: s.ids for s in prepared.train}.values())
         return head
 
-    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
         parts = self._logprobs(top, batch)  # (2, sequences, labels)
         index = {label: i for i, label in enumerate(labels)}
         gold = torch.tensor([index[s.label] for _, s in batch.placed], device=parts.device)
-        return F.nll_loss(parts.flatten(0, 1), gold.repeat(len(parts)), reduction="sum"), len(gold)
+        return F.nll_loss(parts.flatten(0, 1), gold.repeat(len(parts)), reduction="sum")
+
+    def terms(self, sequences: Iterable[Tokens]) -> int:
+        return sum(1 for _ in sequences)
 
     def _logprobs(self, top: Top, batch: Batch) -> Tensor:
         texts = [s.ids for _, s in batch.placed]

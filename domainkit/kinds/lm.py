@@ -91,10 +91,13 @@ class Kind:
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         return None
 
-    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> tuple[Tensor, int]:
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
         states, _ = batch.states(top.states(batch), drop_last=True)
         target = _targets(batch).to(states.device)
-        return head_cross_entropy(states, top.output_weight, target), len(target)
+        return head_cross_entropy(states, top.output_weight, target)
+
+    def terms(self, sequences: Iterable[Tokens]) -> int:
+        return sum(len(s.ids) - 1 for s in sequences)
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[float]:

@@ -29,4 +29,7 @@ test-gpu: setup
 	$(PY) -m pytest -m gpu
 
 bench: setup
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done
+	$(PY) benchmarks/startup.py
+	$(PY) benchmarks/training_speed.py
+	$(PY) benchmarks/adaptation.py default
+	$(PY) benchmarks/adaptation.py long

@@ -1,6 +1,6 @@
 """Training on stored activations against plain PEFT + HF Trainer on the whole model: speed, and proof of equality.
 
-    python benchmarks/training_speed.py [--tokens 12000] [--epochs 5] [--bits 4] [--out benchmarks/results]
+    python benchmarks/training_speed.py [--tokens 12000] [--epochs 5] [--bits 4]
 
 Both sides get the same base, the same seed, the same packed batches in the same order and the same Trainer
 arguments, in one process, one after the other. Written down: every step's loss on both sides, the largest
@@ -12,28 +12,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import write_results
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
-from domainkit.evaluate import versions
-from domainkit.files import write_text
 from domainkit.fit import Step, arguments, fit, plan_steps
 from domainkit.model import trunk
 from domainkit.model.batch import collate
-from domainkit.model.top import lora_config
+from domainkit.model.top import DEFAULT, lora_config
 from domainkit.recipes import Request, Setting, fresh_top, prepare
 from domainkit.spec import Domain
 
@@ -140,6 +139,7 @@ def plain(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
         data_collator=lambda items: items[0],
         callbacks=[clock],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     weights = {n: v.detach() for n, v in peft.named_parameters() if v.requires_grad}
     if head:
@@ -158,6 +158,8 @@ def compare(task: str, args: argparse.Namespace, store_dtype: str) -> dict[str, 
                  f"lm.tokens={args.tokens}", f"regulation.train_examples={args.examples}"]  # fmt: skip
     domain = Domain.load("finance", overrides=overrides)
     setting = prepare(Request("finance", tasks=(task,), seed=args.seed), domain)
+    alone = {name: replace(ready, adapter=DEFAULT) for name, ready in setting.prepared.items()}
+    setting = replace(setting, prepared=alone)  # plain PEFT knows one adapter
     with tempfile.TemporaryDirectory() as folder:
         a = ours(setting, args.seed, Path(folder))
         b = plain(setting, args.seed, Path(folder))
@@ -192,22 +194,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", nargs="+", default=["regulation", "lm"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "auto"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training_speed.json")
     args = parser.parse_args()
-    results = []
+    results, load = [], [os.getloadavg()[0]]
     for task in args.tasks:
         for dtype in args.dtypes:
             results.append(compare(task, args, dtype))
             print(json.dumps({k: v for k, v in results[-1].items() if k != "losses"}, indent=1), flush=True)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-               "capability": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
-    text = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
-        "versions": versions(),
-        "results": results,
-    }
-    write_text(args.out, json.dumps(text, indent=1) + "\n")
+    load.append(os.getloadavg()[0])
+    print(write_results("training_speed", results, load=load))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,12 +238,27 @@ def test_auto_takes_float32_when_float16_overflows(tmp_path: Path) -> None:
     base = load_base(make_base(tmp_path / "base", tied=False), bits=32)
     with torch.no_grad():
         dict(base.model.named_parameters())["model.embed_tokens.weight"].mul_(1e6)  # float16 ends at 65,504
-    store = run(base, corpus(), tmp_path / "store", dtype="auto")
+    with warnings.catch_warnings(action="error"):
+        store = run(base, corpus(), tmp_path / "store", dtype="auto")
     manifest = json.loads((store.folder / "manifest.json").read_text())
     assert store.dtype == manifest["dtype"] == "float32"
     assert "nan relative" in manifest["why"]
     biggest = max(float(np.abs(store.get(s.digest)).max()) for s in corpus())
     assert np.isfinite(biggest) and biggest > 65_504
+
+
+def test_an_overflow_the_sample_did_not_show_stays_exact(tmp_path: Path) -> None:
+    """The choice was float16, then comes a document with a token beyond its range."""
+    base = load_base(make_base(tmp_path / "base", tied=False), bits=32)
+    with torch.no_grad():
+        dict(base.model.named_parameters())["model.embed_tokens.weight"][299].mul_(1e6)
+    usual = [s for s in corpus() if 299 not in s.ids]
+    assert run(base, usual, tmp_path / "auto", dtype="auto").dtype == "float16"
+    late = Tokens((1, 5, 299, 7), 4, "late")
+    stored = run(base, [*usual, late], tmp_path / "auto", dtype="auto").get(late.digest)
+    exact = run(base, [*usual, late], tmp_path / "exact").get(late.digest)
+    assert np.abs(exact).max() > 65_504
+    np.testing.assert_allclose(stored, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_auto_takes_float32_when_the_loss_moves_too_much(

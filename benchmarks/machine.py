@@ -1,0 +1,33 @@
+"""What every result file says about where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainkit.evaluate import versions
+from domainkit.files import write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(name: str, results: Any, **more: Any) -> Path:
+    """Write results/<name>.json with command, machine and versions; returns the path."""
+    machine: Mapping[str, Any] = {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "load before and after": more.pop("load", None),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+    command = " ".join(["python", *sys.argv])
+    path = RESULTS / f"{name}.json"
+    text = {"command": command, "machine": machine, "versions": versions(), **more, "results": results}
+    write_text(path, json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+    return path

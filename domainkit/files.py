@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -44,12 +45,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def explain(error: OSError, path: Path) -> UserError:
-    """The UserError that says what an OSError at `path` means and what to do."""
-    if error.errno == errno.ENOSPC:
+def explain(error: Exception, path: Path) -> UserError:
+    """The UserError that says what went wrong while writing at `path` and what to do.
+
+    error: an OSError; safetensors' own error, which carries its number in the text; torch.save's RuntimeError,
+    which carries nothing and means that a write came up short.
+    """
+    told = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number == errno.ENOSPC or isinstance(error, RuntimeError):
         return UserError("the disk is full", where=path, instead="free some room, then run it again")
     return UserError(
-        f"cannot write: {(error.strerror or str(error)).lower()}",
+        f"cannot write: {(os.strerror(number) if number else str(error)).lower()}",
         where=path,
         instead="a folder you may write to",
     )

@@ -16,9 +16,11 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from domainkit.files import explain, sync, write_text
@@ -117,6 +119,8 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     KeyboardInterrupt after saving when interrupted once.
     """
     steps = plan_steps(tasks, training, seed)
+    for value in top.trainable().values():
+        value.requires_grad_(True)  # `use` leaves only one adapter's on, and the optimizer takes what it finds
     objective = Objective(top, kinds, tasks)
     trainer = TopTrainer(
         model=objective,
@@ -125,7 +129,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
         data_collator=lambda items: items[0],
         callbacks=[Marker(), Reporter(steps, progress)],
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     last = newest(folder) if resume else None
     began = time.perf_counter()
     try:
@@ -205,6 +209,12 @@ class TopTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().contiguous() for name, value in self.top.trainable().items()}
         safetensors.torch.save_file(weights, folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # every library has its own word for a full disk
+            raise explain(error, Path(str(self.args.output_dir))) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
@@ -295,9 +305,3 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if asked:
         raise KeyboardInterrupt
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback

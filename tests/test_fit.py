@@ -187,6 +187,13 @@ def test_the_run_has_steps_of_both_tasks_and_learns(whole: Whole) -> None:
     assert max(rates) == pytest.approx(2e-3, rel=0.2) and rates[-1] < max(rates) / 3
 
 
+def test_a_top_that_was_scored_before_learns_all_the_same(case: Case, whole: Whole, tmp_path: Path) -> None:
+    """Using one adapter switches the gradients of the others off; training switches them on again."""
+    top = case.top()
+    top.use("triage")
+    assert same_end(*case.fit(tmp_path, top=top), whole)
+
+
 def test_progress_is_told_every_token_once(case: Case, whole: Whole, tmp_path: Path) -> None:
     every = TRAINING.epochs * sum(len(s.ids) for p in case.tasks.values() for s in p.train)
     assert sum(whole.told) == every

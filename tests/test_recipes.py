@@ -82,8 +82,8 @@ def make_domain(folder: Path, documents: int = 30) -> Path:
     """A domain with both kinds of task and `documents` texts in each source; same arguments, same files."""
     data = folder / "data"
     data.mkdir(parents=True)
-    for name, text in (("domain", DOMAIN), ("lm", LM), ("regulation", REGULATION)):
-        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    for name, toml in (("domain", DOMAIN), ("lm", LM), ("regulation", REGULATION)):
+        (folder / f"{name}.toml").write_text(toml, encoding="utf-8")
     draw = random.Random(7)
 
     def text(name: str, length: int) -> str:
@@ -574,10 +574,11 @@ def test_ctrl_c_outside_the_training_is_as_harmless(
         signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "run"
+    owner, name = (Store, "put") if moment == "trunk" else (recipes, "judge")
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(*((Store, "put") if moment == "trunk" else (recipes, "judge")), interrupt)
+            patch.setattr(owner, name, interrupt)
             ended = domainkit(*desk.line(out))
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -49,6 +49,9 @@ class Kind:
                 for example in part:
                     name = _slice(corpus, source, example)
                     into[name] += sequences(example, base.tokenizer, base.prefix_id, context=corpus.context, slice=name)
+        if corpus.held_out and not (train and test):
+            side = "learn from" if not train else "test on"
+            raise UserError(f"no text is left to {side}", where=self.name, instead="more or cleaner documents")
         tables: tuple[Table, ...] = (_filter_table(counts),)
         chosen: tuple[Tokens, ...] = ()
         if corpus.held_out:

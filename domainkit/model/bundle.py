@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 from peft import PeftModel
 from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import nn
 
 from domainkit.files import explain, sync
@@ -56,19 +57,30 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
         safetensors.torch.save_file(heads, draft / HEADS)
         (draft / "README.md").write_text(card, encoding="utf-8")
-        weights = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.safetensors"))
-        hashes = {name: digest(draft / name) for name in weights}
+        own = (path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
+        hashes = {name: digest(draft / name) for name in sorted(own) if not name.endswith("README.md")}
         written = asdict(record) | {"sha256": hashes}
         (draft / RECORD).write_text(json.dumps(written, indent=1, ensure_ascii=False), encoding="utf-8")
+        before = _listed(folder)
         (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
         files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
         for name in sorted(files, key=lambda name: name.name == RECORD):
             sync(draft / name)
             (folder / name).parent.mkdir(exist_ok=True)
             os.replace(draft / name, folder / name)
+        for stale in before - hashes.keys():
+            (folder / stale).unlink(missing_ok=True)  # of the run that this one replaces
         shutil.rmtree(draft)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise explain(error, folder) from error
+
+
+def _listed(folder: Path) -> set[str]:
+    """Files that the finished run in `folder`, if any, calls its own."""
+    try:
+        return set(json.loads((folder / RECORD).read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 def read(folder: Path) -> Record:

@@ -108,7 +108,8 @@ def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[
         if tokens >= PROBE:
             break
     exact = forward(Trunk(base, layers), sample)
-    rounded = [values.astype(np.float16).astype(np.float32) for values in exact]
+    with np.errstate(over="ignore"):  # an overflow shows in the loss
+        rounded = [values.astype(np.float16).astype(np.float32) for values in exact]
     model = top(base, layers)
     full, half = (_loss(base, model, sample, values) for values in (exact, rounded))
     difference = abs(half - full) / full

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from heapq import nsmallest
@@ -28,7 +28,7 @@ from domainkit.model.store import Store
 from domainkit.model.top import Top, adapt
 from domainkit.progress import bar, say
 from domainkit.report import write_index
-from domainkit.spec import Domain, Source, Task, Training
+from domainkit.spec import SHOWN, Domain, Source, Task, Training
 from domainkit.types import Example, UserError
 
 WORK = ".work"  # checkpoints and settings of an unfinished run, inside the run folder
@@ -80,6 +80,7 @@ def finetune(request: Request) -> Path:
     log = train(setting, top, store, folder / WORK, request)
     record = describe(request, setting)
     bundle.save(folder, top, setting.base, record, bundle.model_card(record, ()))
+    shutil.rmtree(folder / "reports", ignore_errors=True)  # an earlier run's are not this one's
     summaries = publish(setting, top, store, folder, folder / "reports", log=log, began=began)
     write_text(folder / "README.md", bundle.model_card(record, summaries))
     shutil.rmtree(folder / WORK)
@@ -129,7 +130,7 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
     prepared: dict[str, Prepared] = {}
     data: dict[str, Any] = {}
     for task in tasks:
-        sources = _sources(task, given.get(task.name))
+        sources = _sources(task, given.get(task.name), alone=record is not None)
         corpus = Corpus(
             domain.name,
             {s.name: _few(read(s.path, language=s.language, source=s.name), request.limit) for s in sources},
@@ -227,8 +228,6 @@ def is_finished(folder: Path, request: Request) -> bool:
             instead="--resume to go on, --overwrite to start again, or another --out" if begun
             else "--overwrite to replace it, or another --out",
         )  # fmt: skip
-    if request.overwrite and not request.resume:
-        shutil.rmtree(folder / WORK, ignore_errors=True)
     write_text(folder / ".writable", "")  # a read-only folder is found out now, not after the training
     (folder / ".writable").unlink()
     return False
@@ -240,13 +239,25 @@ def remember(folder: Path, record: bundle.Record, request: Request) -> None:
     now = json.loads(json.dumps(asdict(record)))
     if request.resume and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in now if now[key] != before.get(key))
+        old, new = dict(_leaves(before)), dict(_leaves(now))
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
-            details = "; ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+            details = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:SHOWN])
+            details += f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise UserError(f"the run was started differently: {details}", where=folder,
                             instead="the same options, or --overwrite to start again")  # fmt: skip
     else:
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # not before: a fault in the data must not cost a run
         write_text(path, json.dumps(now, indent=1, ensure_ascii=False))
+
+
+def _leaves(value: object, at: str = "") -> Iterator[tuple[str, object]]:
+    """Everything inside nested tables, with the way to it: "training.rank", 16."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _leaves(one, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, value
 
 
 def describe(request: Request, setting: Setting) -> bundle.Record:
@@ -270,6 +281,7 @@ def describe(request: Request, setting: Setting) -> bundle.Record:
         files=dict(domain.hashes),
         data=dict(setting.data),
         versions=versions(),
+        limit=request.limit,
     )
 
 
@@ -288,11 +300,11 @@ def _given(data: Sequence[str], tasks: Sequence[Task]) -> dict[str, Path]:
     return given
 
 
-def _sources(task: Task, given: Path | None) -> tuple[Source, ...]:
-    """A task's sources; the user's own data stands in for its domain text, the general text stays in the mixture."""
+def _sources(task: Task, given: Path | None, *, alone: bool) -> tuple[Source, ...]:
+    """A task's sources; the user's own data stands in for its domain text, or (`alone`) for all of it."""
     if given is None:
         return task.sources
-    general = tuple(s for s in task.sources if s.part == "general")
+    general = () if alone else tuple(s for s in task.sources if s.part == "general")  # stays in the mixture
     return (Source(path=given.absolute(), part="domain", language="", name=given.name), *general)
 
 
@@ -305,7 +317,11 @@ def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
 
 def _as_trained(domain: Domain, record: bundle.Record) -> Domain:
     """The domain with the settings that the run was trained with."""
-    tasks = tuple(replace(t, settings=record.tasks[t.name]["settings"]) for t in domain.tasks if t.name in record.tasks)
+    tasks = tuple(
+        replace(t, settings=record.tasks[t.name]["settings"], adapter=record.tasks[t.name]["adapter"])
+        for t in domain.tasks
+        if t.name in record.tasks
+    )
     return replace(domain, training=Training(**record.training), tasks=tasks)
 
 

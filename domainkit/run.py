@@ -44,7 +44,7 @@ class Run:
 
     def classify(self, texts: Sequence[str], task: str | None = None) -> list[tuple[str, float]]:
         """The best label of each text and its probability. `task` may be left out when only one classifies."""
-        name = task or self._only("classify")
+        name = self._only("classify", task)
         labels, kind = self.record.tasks[name]["labels"], self._kind(name)
         self.top.use(self.record.tasks[name]["adapter"])
         limit = min(self.record.tasks[name]["settings"].get("max_tokens", math.inf), self.record.training["context"])
@@ -71,14 +71,21 @@ class Run:
     def _kind(self, name: str) -> Any:
         return _kind(self.record, name, self.folder)
 
-    def _only(self, kind: str) -> str:
+    def _only(self, kind: str, wanted: str | None = None) -> str:
         names = [name for name, task in self.record.tasks.items() if task["kind"] == kind]
+        if wanted in names:
+            return str(wanted)
+        if wanted is not None:
+            raise UserError(f"no task {wanted!r} of kind {kind!r}", where=self.folder, instead=f"one of {names}")
         if len(names) != 1:
             raise UserError(f"{len(names)} tasks of kind {kind!r}: {names}", where=self.folder, instead="name one")
         return names[0]
 
     def _tokens(self, text: str, context: float) -> list[Tokens]:
-        return list(sequences(Example(text), self.base.tokenizer, self.base.prefix_id, context=int(context)))
+        tokens = list(sequences(Example(text), self.base.tokenizer, self.base.prefix_id, context=int(context)))
+        if not tokens:
+            raise UserError("the text is empty", instead="a text of one character or more")
+        return tokens
 
     def _batch(self, tokens: list[Tokens]) -> Batch:
         trunk = Trunk(self.base, self.record.training["layers"])

@@ -44,13 +44,13 @@ rank = 4
 epochs = 2
 batch_tokens = 128
 context = 64
-learning_rate = 5e-3
-save_steps = 4
+learning_rate = 1e-2
+save_steps = 16
 """
 LM = """
 kind = "lm"
 title = "Reads what the desk reads"
-settings = { tokens = 2000, test_tokens = 5000 }
+settings = { tokens = 1000, test_tokens = 5000 }
 sources = [
   { path = "data/bank.jsonl", part = "domain", language = "en" },
   { path = "data/bank-zh.jsonl", part = "domain", language = "zh" },
@@ -422,7 +422,7 @@ def test_an_unfinished_run_is_not_evaluated(desk: Desk, unfinished: Path) -> Non
     [
         ({"seed": 1}, "seed was 0, is 1", "rank"),
         ({"overrides": ("rank=8",)}, "rank was 4, is 8", "warmup"),
-        ({"overrides": ("lm.tokens=999",)}, "tokens was 2000, is 999", "rank"),
+        ({"overrides": ("lm.tokens=999",)}, "tokens was 1000, is 999", "rank"),
         ({"tasks": ("lm",)}, "regulation", "rank"),
         ({"limit": 9}, "limit was None, is 9", "rank"),
     ],

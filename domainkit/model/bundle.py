@@ -39,6 +39,7 @@ class Record:
     files: Mapping[str, str]  # the domain's files → SHA-256
     data: Mapping[str, Any]  # source → path, SHA-256
     versions: Mapping[str, str]
+    limit: int | None = None  # documents of each source
     sha256: Mapping[str, str] = field(default_factory=dict)  # files of the run → SHA-256
 
 
@@ -62,10 +63,11 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         written = asdict(record) | {"sha256": hashes}
         (draft / RECORD).write_text(json.dumps(written, indent=1, ensure_ascii=False), encoding="utf-8")
         before = _listed(folder)
-        (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
         files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+        for name in files:
+            sync(draft / name)  # a full disk may show only here, so before anything of an older run goes
+        (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
         for name in sorted(files, key=lambda name: name.name == RECORD):
-            sync(draft / name)
             (folder / name).parent.mkdir(exist_ok=True)
             os.replace(draft / name, folder / name)
         for stale in before - hashes.keys():
@@ -132,7 +134,8 @@ def restore(folder: Path, top: Top) -> None:
 
 def whole(folder: Path, base: Base) -> PeftModel:
     """The complete adapted model, trunk included, for generation and export."""
-    return PeftModel.from_pretrained(base.model, folder)
+    with quiet():  # transformers warns of its own deprecations
+        return PeftModel.from_pretrained(base.model, folder)
 
 
 def digest(path: Path) -> str:

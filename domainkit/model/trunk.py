@@ -15,7 +15,7 @@ from domainkit.model.store import Store, make_room
 from domainkit.nets.loss import token_logprobs
 from domainkit.types import Sequence as Tokens
 
-BATCH = 8192  # padded tokens per forward pass: large, because 4-bit weights are unpacked once per pass
+BATCH = 4096  # padded tokens per forward pass: 4-bit weights are unpacked once per pass, larger ones were slower
 SHARD = 8192  # tokens per shard, some 15 seconds of work on two cores: what a kill can cost
 TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is taken
 PROBE = 1024  # tokens the dtype is decided on

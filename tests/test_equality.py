@@ -7,7 +7,7 @@ the other plain `get_peft_model` on the whole model under a plain Hugging Face T
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,7 @@ LOSS = 1e-5  # relative, at every step; the claim is 1e-4
 WEIGHT = 3e-5  # absolute; the weights move by some 1e-2, Adam enlarges the rounding of tiny gradients
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

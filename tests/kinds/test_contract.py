@@ -42,12 +42,7 @@ KINDS = sorted(path.stem for path in Path(domainkit.kinds.__file__).parent.glob(
 SHIPPED = sorted(path.parent.name for path in (assets.ROOT / "tasks").glob("*/domain.toml"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,8 @@ class PlainClassifier(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, batch: Any, gold: Tensor) -> dict[str, Tensor]:
         backbone = self.model.get_base_model().base_model
         states = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        parts = self.head(*batch.states(states.flatten(0, 1)), [s.ids for _, s in batch.placed])
-        return {"loss": sum(nn.functional.nll_loss(part, gold) for part in parts)}
+        found = self.head(*batch.states(states.flatten(0, 1)), [s.ids for _, s in batch.placed])
+        return {"loss": nn.functional.nll_loss(found, gold)}
 
 
 class Clock(TrainerCallback):

@@ -142,7 +142,7 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
         kinds[task.name] = load_kind(task)
         ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
         if record:
-            ready = replace(ready, train=(), labels=tuple(record.tasks[task.name]["labels"]))
+            ready = replace(ready, train=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
         prepared[task.name] = ready
         data |= {f"{task.name}/{s.name}": _provenance(s.path) for s in sources}
     return Setting(domain, base, kinds, prepared, data)

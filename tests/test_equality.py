@@ -54,7 +54,7 @@ def corpus(seed: int = 0, count: int = 12) -> Prepared:
     for i in range(count):
         ids = (1, *(draw.randrange(3, 300) for _ in range(draw.randrange(5, 40))))
         made.append(Tokens(ids, 3 * len(ids), f"document {i}", label=LABELS[i % 3]))
-    return Prepared(tuple(made), (), labels=LABELS)
+    return Prepared(tuple(made), (), labels=LABELS, labelled=tuple(made))
 
 
 def kind(name: str) -> Kind:
@@ -136,8 +136,8 @@ class PlainClassifier(nn.Module):
     ) -> dict[str, Tensor]:
         backbone = self.model.get_base_model().base_model
         states = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        parts = self.head(*batch.states(states.flatten(0, 1)), [s.ids for _, s in batch.placed])  # log-probabilities
-        total = nn.functional.nll_loss(parts.flatten(0, 1), labels.repeat(len(parts)), reduction="sum")
+        found = self.head(*batch.states(states.flatten(0, 1)), [s.ids for _, s in batch.placed])  # log-probabilities
+        total = nn.functional.nll_loss(found, labels, reduction="sum")
         return {"loss": total / (len(labels) if num_items_in_batch is None else num_items_in_batch)}
 
 

@@ -240,8 +240,8 @@ def by_hand(case: Case, sequences: list[Tokens], task: str) -> float:
             )
         else:
             states = out.hidden_states[-1][0]
-            parts = head(states, torch.zeros(len(states), dtype=torch.long), [s.ids])[:, 0]  # log-probabilities
-            losses.append(-parts[:, LABELS.index(s.label)].sum(0, keepdim=True))
+            found = head(states, torch.zeros(len(states), dtype=torch.long), [s.ids])[0]  # log-probabilities
+            losses.append(-found[LABELS.index(s.label)][None])
     return float(torch.cat(losses).mean())
 
 

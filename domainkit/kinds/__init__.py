@@ -42,6 +42,7 @@ class Prepared:
     train: tuple[Tokens, ...]  # one epoch; a sequence may stand in it more than once
     test: tuple[Tokens, ...]
     labels: tuple[str, ...] = ()
+    labelled: tuple[Tokens, ...] = ()  # every text with a known label, also beyond `train`: a head may learn from them
     adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
     batch_tokens: int | None = None  # per micro-batch; None: as the domain trains
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class Kind:
             self._encode(train, base, corpus) * self.settings.passes,
             self._encode(test, base, corpus),
             labels=labels,
+            labelled=self._encode(learned, base, corpus),
             batch_tokens=self.settings.batch_tokens,
             tables=(_filter_table(counts), _label_table(train, test)),
             rivals={"train": train, "all": learned, "test": test},
@@ -74,14 +76,17 @@ class Kind:
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         head = WideDeepClassifier(base.width, len(prepared.labels), base.model.config.vocab_size)
-        head.observe({s.digest: s.ids for s in prepared.train}.values())
+        known = prepared.labelled
+        if known:
+            index = {label: i for i, label in enumerate(prepared.labels)}
+            head.words.solve([s.ids for s in known], [index[s.label] for s in known], [s.group for s in known])
         return head
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
-        parts = self._logprobs(top, batch)  # (2, sequences, labels)
+        found = self._logprobs(top, batch)  # (sequences, labels)
         index = {label: i for i, label in enumerate(labels)}
-        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=parts.device)
-        return F.nll_loss(parts.flatten(0, 1), gold.repeat(len(parts)), reduction="sum")
+        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=found.device)
+        return F.nll_loss(found, gold, reduction="sum")
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(1 for _ in sequences)
@@ -93,18 +98,21 @@ class Kind:
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:
         """The best label of each sequence and its probability."""
-        best = self._logprobs(top, batch).sum(0).softmax(-1).max(-1)
+        best = self._logprobs(top, batch).exp().max(-1)
         return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
-        found: list[tuple[Tokens, str]] = []
+        tested: list[Tokens] = []
+        predicted: list[str] = []
         for batch in batches:
-            best = self.predict(top, batch, prepared.labels)
-            found += [(s, label) for (_, s), (label, _) in zip(batch.placed, best, strict=True)]
-        gold = [s.label for s, _ in found]
-        groups = [s.group for s, _ in found]
-        predicted = [label for _, label in found]
-        baseline = {
+            tested += [s for _, s in batch.placed]
+            predicted += [label for label, _ in self.predict(top, batch, prepared.labels)]
+        gold = [s.label for s in tested]
+        groups = [s.group for s in tested]
+        wide = cast(WideDeepClassifier, top.heads[self.name]).words
+        words = [prepared.labels[i] for i in wide([s.ids for s in tested]).argmax(-1).tolist()]
+        baseline = {"words-alone": classification(gold, words, groups, seed=seed)}
+        baseline |= {
             name: classification([e.label for e in test], guesses, [e.group or e.id for e in test], seed=seed)
             for name, test, guesses in _rivals(prepared)
         }

@@ -1,8 +1,8 @@
-"""WideDeepClassifier: pooled per sequence, weighted by rarity."""
+"""WideDeepClassifier: pooled per sequence, on top of what the words say."""
 
 import torch
 
-from domainkit.nets.heads import REACH, WideDeepClassifier
+from domainkit.nets.heads import CAUTION, WideDeepClassifier
 
 TEXTS = [(1, 5, 6), (1, 7), (1, 5, 5, 9, 8)]
 
@@ -15,50 +15,48 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def head() -> WideDeepClassifier:
     torch.manual_seed(1)
-    made = WideDeepClassifier(8, 4, vocabulary=20)
-    torch.nn.init.normal_(made.wide.weight)
-    made.observe(TEXTS)
+    made = WideDeepClassifier(8, 3, vocabulary=20)
+    made.words.solve(TEXTS, [0, 1, 2], ["a", "b", "c"])
+    return made.eval()
+
+
+def trained() -> WideDeepClassifier:
+    made = head()
+    torch.nn.init.normal_(made.deep.weight)
     return made
 
 
 def test_each_sequence_is_judged_by_itself() -> None:
-    made, (hidden, owner) = head(), batch()
+    made, (hidden, owner) = trained(), batch()
     together = made(hidden, owner, TEXTS)
-    assert together.shape == (2, 3, 4)
+    assert together.shape == (3, 3)
     for i, text in enumerate(TEXTS):
         mine = owner == i
         alone = made(hidden[mine], torch.zeros(int(mine.sum()), dtype=torch.long), [text])
-        torch.testing.assert_close(together[:, i : i + 1], alone)
+        torch.testing.assert_close(together[i : i + 1], alone)
 
 
-def test_each_part_gives_log_probabilities() -> None:
-    made, (hidden, owner) = head(), batch()
-    torch.testing.assert_close(made(hidden, owner, TEXTS).exp().sum(-1), torch.ones(2, 3))
+def test_it_gives_log_probabilities() -> None:
+    torch.testing.assert_close(trained()(*batch(), TEXTS).exp().sum(-1), torch.ones(3))
 
 
-def test_rare_tokens_weigh_more_and_unseen_ones_nothing() -> None:
+def test_untrained_it_says_what_the_words_say() -> None:
     made = head()
-    assert made.rarity[9] > made.rarity[5] > 0  # in one text, in two
-    assert made.rarity[11] == 0
-    wide = made._evidence([(1, 11)])
-    torch.testing.assert_close(wide, torch.zeros(1, 4))
+    torch.testing.assert_close(made(*batch(), TEXTS), made.words(TEXTS))
 
 
-def test_the_wide_features_have_one_length_whatever_the_text() -> None:
-    made = head()
-    with torch.no_grad():
-        made.wide.weight.fill_(1.0)
-    one, many = made._evidence([(1, 5), (1, 5, 6, 7, 8, 9)])
-    assert torch.allclose(one, torch.full((4,), REACH)) and many[0] > one[0]
+def test_mean_and_maximum_are_what_the_deep_part_sees() -> None:
+    made, (hidden, owner) = trained(), batch()
+    mine = hidden[owner == 2]
+    pooled = torch.cat([mean := mine.mean(0), mine.max(0).values])
+    assert mean.shape == (8,)
+    expected = (made.words(TEXTS[2:])[0] + CAUTION * made.deep(made.norm(pooled))).log_softmax(-1)
+    torch.testing.assert_close(made(hidden, owner, TEXTS)[2], expected)
 
 
-def test_the_prefix_token_is_no_evidence() -> None:
-    assert 1 not in head()._features((1, 5, 6))
-
-
-def test_gradients_reach_states_and_words() -> None:
-    made, (hidden, owner) = head(), batch()
+def test_gradients_reach_the_states_but_not_the_words() -> None:
+    made, (hidden, owner) = trained(), batch()
     hidden.requires_grad_()
-    made(hidden, owner, TEXTS).sum().backward()
+    made(hidden, owner, TEXTS)[:, 0].sum().backward()
     assert hidden.grad is not None and hidden.grad.abs().sum() > 0
-    assert made.wide.weight.grad is not None and made.wide.weight.grad[5].abs().sum() > 0
+    assert not list(made.words.parameters())

@@ -72,7 +72,7 @@ def finetune(
     layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
     limit: Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, data and machine: same weights.")] = 0,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")

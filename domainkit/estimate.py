@@ -49,12 +49,11 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     distinct = {s.digest: len(s.ids) for p in prepared.values() for s in (*p.train, *p.test)}
     trained = {n: training.epochs * sum(len(s.ids) for s in p.train) for n, p in prepared.items()}
     layer = sum(_size(p) for p in base.layers()[-1].parameters())
-    head = base.model.get_output_embeddings().weight.numel()
+    vocabulary, width = base.head.weight.shape
     speed = EFFICIENCY * _flops()
     trunk = 2 * layer * (base.depth - training.layers) * sum(distinct.values())
     top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
-    top += sum(4 * head * tokens for name, tokens in trained.items() if not prepared[name].labels)
-    vocabulary, width = base.model.get_output_embeddings().weight.shape
+    top += sum(4 * vocabulary * width * tokens for name, tokens in trained.items() if not prepared[name].labels)
     resident = sum(p.numel() * p.element_size() for p in base.model.parameters())
     working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60)
     return Estimate(

@@ -48,12 +48,11 @@ def sync(path: Path) -> None:
 def explain(error: Exception, path: Path) -> UserError:
     """The UserError that says what went wrong while writing at `path` and what to do.
 
-    error: an OSError; safetensors' own error, which carries its number in the text; torch.save's RuntimeError,
-    which carries nothing and means that a write came up short.
+    error: an OSError, or safetensors' own error, which carries its number in the text.
     """
     told = re.search(r"os error (\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if number == errno.ENOSPC or isinstance(error, RuntimeError):
+    if number == errno.ENOSPC:
         return UserError("the disk is full", where=path, instead="free some room, then run it again")
     return UserError(
         f"cannot write: {(os.strerror(number) if number else str(error)).lower()}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -36,6 +37,7 @@ COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint do
 WEIGHTS = "model.safetensors"
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
 FLOOR = 1e3  # … when it is also larger than this
+SHORT = ("PytorchStreamWriter", "iostream")  # torch.save's words for a write that came up short
 
 
 Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, what was logged
@@ -213,8 +215,12 @@ class TopTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:  # every library has its own word for a full disk
+        except (OSError, SafetensorError) as error:
             raise explain(error, Path(str(self.args.output_dir))) from error
+        except RuntimeError as error:
+            if not any(word in str(error) for word in SHORT):
+                raise
+            raise explain(OSError(errno.ENOSPC, str(error)), Path(str(self.args.output_dir))) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)

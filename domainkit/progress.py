@@ -65,7 +65,7 @@ def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
         nonlocal last, done
         done += tokens
         now = time.perf_counter()
-        if now - last >= QUIET or done >= total:
+        if now - last >= QUIET or (tokens and done >= total):
             last = now
             speed = done / max(now - began, 1e-9)
             left = (total - done) / max(speed, 1e-9)

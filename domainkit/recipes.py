@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from heapq import nsmallest
@@ -27,7 +28,7 @@ from domainkit.model.split import check_split
 from domainkit.model.store import Store
 from domainkit.model.top import Top, adapt
 from domainkit.progress import bar, say
-from domainkit.report import write_index
+from domainkit.report import Report, write_index
 from domainkit.spec import SHOWN, Domain, Source, Task, Training
 from domainkit.types import Example, UserError
 
@@ -120,13 +121,13 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
 
 def prepare(request: Request, domain: Domain, record: bundle.Record | None = None) -> Setting:
     """Load the base, read and tokenize every task's data. With a record: test data only, the run's own labels."""
+    tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
+    given = _given(request.data, tasks)
+    kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
     base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)
-    tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
-    given = _given(request.data, tasks)
-    kinds: dict[str, Kind] = {}
     prepared: dict[str, Prepared] = {}
     data: dict[str, Any] = {}
     for task in tasks:
@@ -139,7 +140,6 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
             request.seed,
             held_out=not (record and task.name in given),
         )
-        kinds[task.name] = load_kind(task)
         ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
         if record:
             ready = replace(ready, train=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
@@ -193,26 +193,37 @@ def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *
     """Score every task on its held-out data and write the reports. Returns their summaries."""
     say("evaluating on held-out data …")
     seed = bundle.read(run).seed
-    reports = []
+    earlier = _reports_of(setting.domain, run, target)
+    reports: dict[str, Report] = {}
     for name, prepared in setting.prepared.items():
         outcome = judge(setting.kinds[name], top, store, prepared, context=setting.domain.training.context, seed=seed)
-        reports.append(
-            report(
-                outcome,
-                setting.domain,
-                setting.domain.task(name),
-                setting.base,
-                prepared,
-                data={k: v for k, v in setting.data.items() if k.startswith(f"{name}/")},
-                adapter_sha256=bundle.digest(bundle.adapter_path(run, prepared.adapter)),
-                seconds=time.perf_counter() - began,
-                seed=seed,
-                curves=training_curves(log, name),
-            )
+        reports[name] = report(
+            outcome,
+            setting.domain,
+            setting.domain.task(name),
+            setting.base,
+            prepared,
+            data={k: v for k, v in setting.data.items() if k.startswith(f"{name}/")},
+            adapter_sha256=bundle.digest(bundle.adapter_path(run, prepared.adapter)),
+            seconds=time.perf_counter() - began,
+            seed=seed,
+            curves=training_curves(log, name) or (earlier[name].curves if name in earlier else ()),
         )
-        reports[-1].write(target)
-    write_index(reports, target)
-    return [r.summary for r in reports]
+        reports[name].write(target)
+    together = earlier | reports
+    write_index([together[task.name] for task in setting.domain.tasks if task.name in together], target)
+    return [r.summary for r in reports.values()]
+
+
+def _reports_of(domain: Domain, run: Path, target: Path) -> dict[str, Report]:
+    """The reports that already stand in `target` and score this very run, by task."""
+    found: dict[str, Report] = {}
+    for task in domain.tasks:
+        with suppress(UserError):  # none, or damaged: it is written anew
+            there = Report.read(target / f"{task.name}.json")
+            if there.adapter_sha256 == bundle.digest(bundle.adapter_path(run, task.adapter)):
+                found[task.name] = there
+    return found
 
 
 def is_finished(folder: Path, request: Request) -> bool:
@@ -230,6 +241,8 @@ def is_finished(folder: Path, request: Request) -> bool:
         )  # fmt: skip
     write_text(folder / ".writable", "")  # a read-only folder is found out now, not after the training
     (folder / ".writable").unlink()
+    with suppress(OSError):
+        folder.rmdir()  # when it is new: a refused request leaves nothing behind
     return False
 
 

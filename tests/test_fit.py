@@ -479,6 +479,17 @@ def test_a_checkpoint_of_another_shape_is_refused(case: Case, tmp_path: Path) ->
         case.fit(tmp_path, top=other, resume=True)
 
 
+def test_a_fault_that_is_no_full_disk_is_not_called_one(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("torch.save", fault)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        case.fit(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
 def test_a_disk_that_takes_no_more_is_one_clear_error(case: Case, whole: Whole, tmp_path: Path, name: str) -> None:
     """Step 5 on, files stay below the size of this one: safetensors and torch both have their own errors for it."""

@@ -224,7 +224,9 @@ def test_the_base_stands_beside_the_adapted_model(desk: Desk) -> None:
 
 def test_a_classifier_stands_beside_its_rival(desk: Desk) -> None:
     report = read_report(desk.run, "regulation")
-    assert report["baseline"]["tfidf-logistic"].keys() == report["scores"].keys() == {"accuracy", "macro_f1"}
+    assert set(report["baseline"]) == {"words-alone", "tfidf-logistic", "tfidf-logistic-all-data"}
+    assert all(scores.keys() == report["scores"].keys() for scores in report["baseline"].values())
+    assert report["scores"].keys() == {"accuracy", "macro_f1"}
     assert report["per_label"].keys() == {"deposit", "loan"}
     assert report["scores"]["accuracy"]["value"] > 0.75  # half would be guessing
 
@@ -336,11 +338,22 @@ def test_eval_takes_own_labelled_texts(desk: Desk, tmp_path: Path) -> None:
     assert read_report(tmp_path, "regulation")["examples"] == 9
 
 
-def test_eval_of_one_task_leaves_the_others_report(desk: Desk, tmp_path: Path) -> None:
+def test_eval_of_one_task_leaves_the_others_report_and_its_own_curves(desk: Desk, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(desk.run, run)
     recipes.evaluate(str(desk.domain), run=run, tasks=("regulation",))
     assert read_report(run, "lm") == read_report(desk.run, "lm")
+    assert read_report(run, "regulation")["curves"] == read_report(desk.run, "regulation")["curves"] != []
+    page = (run / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "Reads what the desk reads" in page and "Finds the regulation of a paragraph" in page
+
+
+def test_another_runs_report_in_the_folder_is_not_shown_as_this_ones(desk: Desk, tmp_path: Path) -> None:
+    other = recipes.finetune(desk.request(tmp_path / "other", seed=1, tasks=("lm",)))
+    shutil.copytree(other / "reports", tmp_path / "mixed")
+    recipes.evaluate(str(desk.domain), run=desk.run, tasks=("regulation",), out=tmp_path / "mixed")
+    page = (tmp_path / "mixed" / "index.html").read_text(encoding="utf-8")
+    assert "Reads what the desk reads" not in page and "Finds the regulation of a paragraph" in page
 
 
 def test_a_wrong_base_is_refused_with_both_fingerprints(desk: Desk, tmp_path: Path) -> None:
@@ -613,4 +626,4 @@ def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: 
 def test_nothing_is_written_for_a_task_that_does_not_exist(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown task 'nope'"):
         recipes.finetune(desk.request(tmp_path / "run", tasks=("nope",)))
-    assert not list(tmp_path.rglob("*.*"))
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -86,9 +86,9 @@ class Base:
         raise UserError("this decoder has no final normalization", where=self.path)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         """The output head: hidden states (…, width) → logits (…, vocabulary). Never quantized."""
-        return self.model.get_output_embeddings()
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, bottom first, whatever the family calls them."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest
 from pathlib import Path
@@ -72,6 +73,8 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
             os.replace(draft / name, folder / name)
         for stale in before - hashes.keys():
             (folder / stale).unlink(missing_ok=True)  # of the run that this one replaces
+            with suppress(OSError):
+                (folder / stale).parent.rmdir()  # if that was its last file
         shutil.rmtree(draft)
     except (OSError, SafetensorError) as error:
         raise explain(error, folder) from error

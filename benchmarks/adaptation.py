@@ -21,13 +21,12 @@ from machine import write_results
 PROFILES = {
     "default": (),
     "long": (
-        "lm.tokens=400000",
-        "lm.share=0.9",
+        "lm.tokens=700000",
+        "lm.share=0.85",
         "lm.test_tokens=8000",
-        "epochs=4",
-        "rank=32",
-        "alpha=64",
-        "learning_rate=3e-3",
+        "epochs=2",
+        "rank=64",
+        "alpha=128",
     ),
 }
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from domainkit.assets import cache_dir
+from domainkit.claim import WORK, is_finished, remember
 from domainkit.data.read import read
 from domainkit.estimate import Estimate, estimate
 from domainkit.evaluate import judge, report, training_curves, versions
@@ -29,10 +29,8 @@ from domainkit.model.store import Store
 from domainkit.model.top import Top, adapt
 from domainkit.progress import bar, say
 from domainkit.report import Report, write_index
-from domainkit.spec import SHOWN, Domain, Source, Task, Training
+from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
-
-WORK = ".work"  # checkpoints and settings of an unfinished run, inside the run folder
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,10 @@ def finetune(request: Request) -> Path:
     began = time.perf_counter()
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
     folder = request.out or Path("runs") / domain.name
-    if is_finished(folder, request):
+    if is_finished(folder, resume=request.resume, overwrite=request.overwrite):
         return folder
     setting = prepare(request, domain)
-    remember(folder, describe(request, setting), request)
+    remember(folder, describe(request, setting), resume=request.resume)
     store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
@@ -224,53 +222,6 @@ def _reports_of(domain: Domain, run: Path, target: Path) -> dict[str, Report]:
             if there.adapter_sha256 == bundle.digest(bundle.adapter_path(run, task.adapter)):
                 found[task.name] = there
     return found
-
-
-def is_finished(folder: Path, request: Request) -> bool:
-    """True when `--resume` finds the run already finished; raises UserError rather than overwrite anything."""
-    finished, begun = (folder / bundle.RECORD).exists(), (folder / WORK).exists()
-    if finished and not begun and request.resume:
-        say(f"{folder} is finished already")
-        return True
-    if (finished or begun) and not (request.resume or request.overwrite):
-        raise UserError(
-            f"holds {'an unfinished' if begun else 'a finished'} run",
-            where=folder,
-            instead="--resume to go on, --overwrite to start again, or another --out" if begun
-            else "--overwrite to replace it, or another --out",
-        )  # fmt: skip
-    write_text(folder / ".writable", "")  # a read-only folder is found out now, not after the training
-    (folder / ".writable").unlink()
-    with suppress(OSError):
-        folder.rmdir()  # when it is new: a refused request leaves nothing behind
-    return False
-
-
-def remember(folder: Path, record: bundle.Record, request: Request) -> None:
-    """Keep what the run was started with; on resume refuse anything else, naming what differs."""
-    path = folder / WORK / "run.json"
-    now = json.loads(json.dumps(asdict(record)))
-    if request.resume and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        old, new = dict(_leaves(before)), dict(_leaves(now))
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        if changed:
-            details = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:SHOWN])
-            details += f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-            raise UserError(f"the run was started differently: {details}", where=folder,
-                            instead="the same options, or --overwrite to start again")  # fmt: skip
-    else:
-        shutil.rmtree(folder / WORK, ignore_errors=True)  # not before: a fault in the data must not cost a run
-        write_text(path, json.dumps(now, indent=1, ensure_ascii=False))
-
-
-def _leaves(value: object, at: str = "") -> Iterator[tuple[str, object]]:
-    """Everything inside nested tables, with the way to it: "training.rank", 16."""
-    if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _leaves(one, f"{at}.{key}" if at else str(key))
-    else:
-        yield at, value
 
 
 def describe(request: Request, setting: Setting) -> bundle.Record:

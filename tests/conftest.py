@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from domainkit.types import UserError
+
+settings.register_profile("domainkit", deadline=None)  # a busy machine is no fault
+settings.load_profile("domainkit")
 
 
 @pytest.fixture(scope="session")

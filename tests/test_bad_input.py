@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from domainkit import recipes
+from domainkit import claim, recipes
 from domainkit.data.tokens import sequences
 from domainkit.fit import TopTrainer
 from domainkit.model import bundle
@@ -108,8 +108,8 @@ def test_broken_line_7_of_10(desk: Desk, tmp_path: Path) -> None:
 def test_bad_data_does_not_cost_an_unfinished_run(desk: Desk, tmp_path: Path) -> None:
     """--overwrite may throw away what was learned, but only once there is something to put in its place."""
     (tmp_path / "news.jsonl").touch()
-    (desk.run / recipes.WORK).mkdir()
-    (desk.run / recipes.WORK / "run.json").write_text("{}")
+    (desk.run / claim.WORK).mkdir()
+    (desk.run / claim.WORK / "run.json").write_text("{}")
     refused(desk, "--data", f"{tmp_path}/news.jsonl", needed=("the file is empty",))
 
 

@@ -266,7 +266,7 @@ def test_nothing_is_pickled_but_the_trainers_own_state(case: Case, whole: Whole)
     st.integers(0, 5),
     st.integers(1, 150),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_sequence_once_per_epoch(a: list[int], b: list[int], epochs: int, seed: int, tokens: int) -> None:
     tasks = {
         name: Prepared(tuple(Tokens((i, *range(n - 1)), n, f"{name} {i}") for i, n in enumerate(lengths)), ())

@@ -10,14 +10,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
     "types assets __version__",
-    "files progress",
+    "files progress fill",
     "glossary graph spec score",
     "report",
     "data",
     "nets",
     "model",
     "kinds",
-    "fit evaluate estimate continual",
+    "fit evaluate estimate claim continual",
     "recipes run",
     "serve",
     "cli",

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from domainkit import cli, recipes
+from domainkit import claim, cli, recipes
 from domainkit.model import bundle
 from domainkit.model.store import Store
 from domainkit.types import UserError
@@ -195,7 +195,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_holds_exactly_what_is_promised(desk: Desk) -> None:
     assert snapshot(desk.run).keys() == FILES
     assert not [p for p in desk.run.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    assert not (desk.run / recipes.WORK).exists()
+    assert not (desk.run / claim.WORK).exists()
 
 
 def test_no_file_of_a_run_is_a_pickle(desk: Desk) -> None:
@@ -381,7 +381,7 @@ def test_overwrite_replaces_a_finished_run(desk: Desk, tmp_path: Path) -> None:
     shutil.copytree(desk.run, tmp_path / "run")
     run = recipes.finetune(desk.request(tmp_path / "run", seed=1, overwrite=True, tasks=("lm",)))
     assert bundle.read(run).seed == 1
-    left = {name for name in snapshot(run) if "regulation" in name or "triage" in name or recipes.WORK in name}
+    left = {name for name in snapshot(run) if "regulation" in name or "triage" in name or claim.WORK in name}
     assert not left  # the report of a task that this run never had would be a false one
 
 
@@ -525,13 +525,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     if moment == "trunk":  # a shard is done, the next is not
         wait_for(lambda: shards(own_cache), process)
     elif moment == "checkpoint":  # the second one is being written
-        wait_for((out / recipes.WORK / "checkpoint-16").exists, process)
+        wait_for((out / claim.WORK / "checkpoint-16").exists, process)
     else:
         wait_for_line("evaluating", process)
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL and (out / recipes.WORK).exists()
-    assert (out / recipes.WORK / "checkpoint-8").exists() == (moment == "checkpoint")
+    assert process.returncode == -signal.SIGKILL and (out / claim.WORK).exists()
+    assert (out / claim.WORK / "checkpoint-8").exists() == (moment == "checkpoint")
     assert (out / bundle.RECORD).exists() == (moment == "evaluation")
     recipes.finetune(desk.request(out, overrides=settings, resume=True))
     assert same_weights(out, uninterrupted)
@@ -569,7 +569,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_weights(
     out = tmp_path / "a run"
     more = [f"--set={setting}" for setting in settings]
     process = spawn(desk, out, *more)
-    wait_for((out / recipes.WORK / "checkpoint-8").exists, process)
+    wait_for((out / claim.WORK / "checkpoint-8").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err

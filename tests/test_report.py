@@ -262,7 +262,7 @@ def test_bars_of_one_family_share_an_axis() -> None:
     assert finance["low"] < finance["value"] < finance["high"] < general["low"] < general["mark"] < general["high"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=1, max_size=900))
 def test_curves_stay_inside_their_frame(points: list[tuple[float, float]]) -> None:
     drawn = plot(Curve("t", "x", "y", {"a": tuple(points), "none": ()}))

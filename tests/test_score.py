@@ -55,7 +55,7 @@ def test_nan_stays_visible() -> None:
     assert math.isnan(bits_per_byte([float("nan"), 1.0], [1, 1], seed=0).value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXTS)
 def test_classification_agrees_with_scikit_learn(texts: list[tuple[str, str, str]]) -> None:
     gold, predicted, groups = (list(column) for column in zip(*texts, strict=True))
@@ -96,7 +96,7 @@ def test_texts_of_one_document_are_not_taken_for_independent() -> None:
     assert together.high - together.low > 2 * (apart.high - apart.low)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.floats(0.1, 1e4), st.integers(1, 10_000)), min_size=1, max_size=30),
     st.floats(0.1, 10),

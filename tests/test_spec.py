@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domainkit import assets
-from domainkit.spec import Domain, Source, Training, fill
+from domainkit.fill import fill
+from domainkit.spec import Domain, Source, Training
 from domainkit.types import UserError
 
 SHIPPED = sorted(path.parent.name for path in (assets.ROOT / "tasks").glob("*/domain.toml"))

@@ -13,12 +13,13 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from domainkit.fill import fill
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import DEFAULT, Top
 from domainkit.report import Table
 from domainkit.score import Score
-from domainkit.spec import Task, fill
+from domainkit.spec import Task
 from domainkit.types import Example, UserError
 from domainkit.types import Sequence as Tokens
 

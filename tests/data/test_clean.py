@@ -156,7 +156,7 @@ def test_texts_with_spans_are_never_edited() -> None:
     assert kept == [example] and counts["boilerplate-lines"] == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.text(max_size=80), st.sampled_from([PROSE, ZH, "Return to top", "1 2 3 4"])), max_size=8))
 def test_every_document_is_counted_once_and_order_is_kept(texts: list[str]) -> None:
     examples = [Example(text, id=str(number), language="en") for number, text in enumerate(texts)]

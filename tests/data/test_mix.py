@@ -48,7 +48,7 @@ def test_split_refuses_shares_outside_0_to_1() -> None:
 slices = st.lists(st.lists(st.integers(1, 400), min_size=30, max_size=150), min_size=1, max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(slices, st.data(), st.integers(0, 2**32))
 def test_mixture_honours_the_shares(data: list[list[int]], draw: st.DataObject, seed: int) -> None:
     lengths = {f"s{number}": values for number, values in enumerate(data)}

@@ -356,7 +356,7 @@ def tokenizer(base: Base) -> object:
 
 
 @given(text=texts, context=st.integers(6, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_windows_tile_the_text(tokenizer: object, text: str, context: int) -> None:
     """At least 5 tokens beside the prefix: no character has more than 4 bytes, so none fills a window."""
     whole = TOKENIZER.encode(text, add_special_tokens=False).ids

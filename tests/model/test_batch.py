@@ -125,7 +125,7 @@ lengths = st.lists(st.integers(1, 24), min_size=1, max_size=25)
 
 
 @given(lengths, st.integers(24, 60), st.integers(1, 200), st.none() | st.integers(0, 9))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_sequence_is_in_one_row_that_fits(sizes: list[int], row: int, batch: int, seed: int | None) -> None:
     made = documents(sizes)
     twice = [*made, made[0]]  # a repeated sequence is trained twice
@@ -146,7 +146,7 @@ def test_the_seed_decides_the_order() -> None:
 
 
 @given(st.lists(lengths, min_size=1, max_size=4), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_activation_lies_where_the_batch_says(sizes: list[list[int]], seed: int) -> None:
     made = [tuple(documents(row, seed + 100 * i)) for i, row in enumerate(sizes)]
     batch = packed(*made)
@@ -168,7 +168,7 @@ def test_every_activation_lies_where_the_batch_says(sizes: list[list[int]], seed
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @given(sizes=st.lists(lengths, min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_states_come_with_their_owner(drop_last: bool, sizes: list[list[int]]) -> None:
     batch = packed(*(tuple(documents(row, 100 * i)) for i, row in enumerate(sizes)))
     index = torch.arange(batch.hidden[..., 0].numel())[:, None]  # each "state" is its own place

@@ -184,7 +184,7 @@ def test_the_order_of_the_documents_changes_nothing(base: Base, tmp_path: Path, 
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(8, 100), st.integers(8, 100))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_plan_holds_everything_once_in_batches_that_fit(
     monkeypatch: pytest.MonkeyPatch, lengths: list[int], batch: int, shard: int
 ) -> None:
@@ -207,7 +207,7 @@ def test_neither_neighbours_nor_padding_change_a_sequence(tmp_path: Path, family
     model = Trunk(base, LAYERS)
 
     @given(st.lists(st.integers(1, 48), min_size=1, max_size=7), st.integers(0, 10_000))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def alone_or_together(lengths: list[int], seed: int) -> None:
         batch = [tokens(seed + i, length) for i, length in enumerate(lengths)]
         for s, found in zip(batch, trunk.forward(model, batch), strict=True):

@@ -10,7 +10,7 @@ from domainkit.nets import loss as module
 from domainkit.nets.loss import head_cross_entropy, token_logprobs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(tokens=st.integers(1, 70), width=st.integers(1, 24), vocabulary=st.integers(2, 90), seed=st.integers(0, 2**16))
 def test_loss_and_gradient_are_those_of_pytorch(tokens: int, width: int, vocabulary: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -11,13 +11,14 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
+from domainkit.report import Table
 from domainkit.types import Example
 
 # A document leaves by exactly one of these, or is "kept": read = kept + the sum of RULES.
@@ -115,6 +116,12 @@ def clean(examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example
         else:
             counts["kept"] += 1
             yield example
+
+
+def filter_table(counts: Mapping[str, Counter[str]]) -> Table:
+    """What `clean` counted, for the report: a column for each source, a row for each rule."""
+    rules = ("read", *RULES, *CHANGES, "kept")
+    return Table("Noise filter", ("rule", *counts), tuple((r, *(of[r] for of in counts.values())) for r in rules))
 
 
 def _encoding(example: Example, counts: Counter[str]) -> Example | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from domainkit.data.clean import clean
+from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
 from domainkit.data.tokens import sequences
 from domainkit.kinds import Corpus, Outcome, Prepared
@@ -42,8 +42,8 @@ class Kind:
         self.name, self.settings = name, settings
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
-        counts: Counter[str] = Counter()
-        kept = [e for found in corpus.examples.values() for e in clean(found, counts)]
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        kept = [e for source, found in corpus.examples.items() for e in clean(found, counts[source])]
         unlabelled = [e.id for e in kept if not e.label]
         if unlabelled:
             raise UserError(
@@ -65,7 +65,7 @@ class Kind:
             labels=labels,
             labelled=self._encode(learned, base, corpus),
             batch_tokens=self.settings.batch_tokens,
-            tables=(_filter_table(counts), _label_table(train, test)),
+            tables=(filter_table(counts), _label_table(train, test)),
             rivals={"train": train, "all": learned, "test": test},
         )
 
@@ -145,10 +145,6 @@ def _rivals(prepared: Prepared) -> Iterable[tuple[str, Sequence[Example], list[s
             )
             model.fit([e.text for e in train], [e.label for e in train])
             yield name, test, list(model.predict([e.text for e in test]))
-
-
-def _filter_table(counts: Counter[str]) -> Table:
-    return Table("Noise filter", ("rule", "texts or lines"), tuple(sorted(counts.items())))
 
 
 def _label_table(train: Sequence[Example], test: Sequence[Example]) -> Table:

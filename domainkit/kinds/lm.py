@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from domainkit.data.clean import clean
+from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import mixture, split
 from domainkit.data.tokens import sequences
 from domainkit.kinds import Corpus, Outcome, Prepared
@@ -52,7 +52,7 @@ class Kind:
         if corpus.held_out and not (train and test):
             side = "learn from" if not train else "test on"
             raise UserError(f"no text is left to {side}", where=self.name, instead="more or cleaner documents")
-        tables: tuple[Table, ...] = (_filter_table(counts),)
+        tables: tuple[Table, ...] = (filter_table(counts),)
         chosen: tuple[Tokens, ...] = ()
         if corpus.held_out:
             chosen, table = self._mix(train, corpus)
@@ -160,12 +160,3 @@ def _by_document(rows: Iterable[tuple[Tokens, float, float]]) -> dict[str, tuple
         a, b, size = documents[s.group]
         documents[s.group] = (a + ours, b + theirs, size + s.bytes)
     return documents
-
-
-def _filter_table(counts: Mapping[str, Counter[str]]) -> Table:
-    rules = sorted({rule for counter in counts.values() for rule in counter} - {"read", "kept"})
-    columns = ("source", "read", *rules, "kept")
-    rows: list[tuple[str | int | float, ...]] = [
-        (name, *(counter[column] for column in columns[1:])) for name, counter in counts.items()
-    ]
-    return Table("Noise filter", columns, tuple(rows))

@@ -37,7 +37,7 @@ COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint do
 WEIGHTS = "model.safetensors"
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
 FLOOR = 1e3  # … when it is also larger than this
-SHORT = ("PytorchStreamWriter", "iostream")  # torch.save's words for a write that came up short
+SHORT = ("inline_container", "iostream")  # in torch.save's words for a write that came up short
 
 
 Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, what was logged

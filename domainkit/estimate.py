@@ -46,7 +46,7 @@ class Estimate:
 
 def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -> Estimate:
     """Count what is known (tokens, bytes), time a matrix product, and multiply."""
-    distinct = {s.digest: len(s.ids) for p in prepared.values() for s in (*p.train, *p.test)}
+    distinct = {s.digest: len(s.ids) for p in prepared.values() for s in p.sequences}
     trained = {n: training.epochs * sum(len(s.ids) for s in p.train) for n, p in prepared.items()}
     layer = sum(_size(p) for p in base.layers()[-1].parameters())
     vocabulary, width = base.head.weight.shape

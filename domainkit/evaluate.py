@@ -18,6 +18,7 @@ from domainkit.model.store import Store
 from domainkit.model.top import Top
 from domainkit.report import Curve, Report
 from domainkit.spec import Domain, Task
+from domainkit.types import Sequence as Tokens
 
 BATCH = 4096  # tokens per evaluation batch
 
@@ -27,7 +28,15 @@ def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: in
     top.eval()
     top.use(prepared.adapter)
     with torch.no_grad():
-        return kind.evaluate(top, _test_batches(store, prepared, context), prepared, seed)
+        return kind.evaluate(top, _batches(store, prepared.test, context), prepared, seed)
+
+
+def settle(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int) -> None:
+    """Let a task choose, after training, on the sequences it kept from it."""
+    if prepared.check:
+        top.train()  # so that the words judge a text they learned from by the folds without it
+        top.use(prepared.adapter)
+        kind.settle(top, _batches(store, prepared.check, context), prepared.labels)
 
 
 def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any) -> Report:
@@ -77,6 +86,6 @@ def peak_rss_mb() -> int:
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _test_batches(store: Store, prepared: Prepared, context: int) -> Iterator[Batch]:
-    for rows in batches(prepared.test, row_tokens=context, batch_tokens=BATCH, seed=None):
+def _batches(store: Store, sequences: Sequence[Tokens], context: int) -> Iterator[Batch]:
+    for rows in batches(sequences, row_tokens=context, batch_tokens=BATCH, seed=None):
         yield collate(rows, store.get)

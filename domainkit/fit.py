@@ -69,8 +69,7 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
         dealt: list[Step] = []
         for number, (name, prepared) in enumerate(sorted(tasks.items())):
             order = seed * 1_000_003 + epoch * 1009 + number
-            size = prepared.batch_tokens or training.batch_tokens
-            made = batches(prepared.train, row_tokens=training.context, batch_tokens=size, seed=order)
+            made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
             dealt += [Step(name, tuple(rows)) for rows in made]
         random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
         steps += dealt

@@ -18,7 +18,7 @@ from domainkit.assets import cache_dir
 from domainkit.claim import WORK, is_finished, remember
 from domainkit.data.read import read
 from domainkit.estimate import Estimate, estimate
-from domainkit.evaluate import judge, report, training_curves, versions
+from domainkit.evaluate import judge, report, settle, training_curves, versions
 from domainkit.files import write_text
 from domainkit.fit import fit
 from domainkit.kinds import Corpus, Kind, Prepared, load_kind
@@ -77,6 +77,8 @@ def finetune(request: Request) -> Path:
     store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
+    for name, prepared in setting.prepared.items():
+        settle(setting.kinds[name], top, store, prepared, context=setting.domain.training.context)
     record = describe(request, setting)
     bundle.save(folder, top, setting.base, record, bundle.model_card(record, ()))
     shutil.rmtree(folder / "reports", ignore_errors=True)  # an earlier run's are not this one's
@@ -140,19 +142,21 @@ def prepare(request: Request, domain: Domain, record: bundle.Record | None = Non
         )
         ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
         if record:
-            ready = replace(ready, train=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
+            ready = replace(ready, train=(), check=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
         prepared[task.name] = ready
         data |= {f"{task.name}/{s.name}": _provenance(s.path) for s in sources}
     return Setting(domain, base, kinds, prepared, data)
 
 
 def activations(setting: Setting) -> Store:
-    """Run the trunk over everything the tasks need, once."""
-    training = setting.domain.training
-    sequences = [s for p in setting.prepared.values() for s in (*p.train, *p.test)]
-    with bar("trunk", sum({s.digest: len(s.ids) for s in sequences}.values())) as advance:
+    """Run the trunk over everything the tasks need and the store lacks."""
+    training, root = setting.domain.training, cache_dir() / "activations"
+    sequences = [s for p in setting.prepared.values() for s in p.sequences]
+    store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations)
+    missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
+    with bar("trunk", sum(missing.values())) as advance:
         return trunk.run(
-            setting.base, training.layers, sequences, cache_dir() / "activations",
+            setting.base, training.layers, sequences, root,
             disk_gb=training.disk_gb, dtype=training.activations, progress=advance,
         )  # fmt: skip
 

@@ -35,9 +35,9 @@ class Training:
     layers: int = field(default=2, metadata={"min": 1})  # last layers that learn
     rank: int = field(default=16, metadata={"min": 1})  # of the LoRA matrices
     alpha: int = field(default=32, metadata={"min": 1})  # LoRA scale, times 1 / rank
-    learning_rate: float = field(default=2e-3, metadata={"min": 1e-8, "max": 1.0})
+    learning_rate: float = field(default=3e-3, metadata={"min": 1e-8, "max": 1.0})
     epochs: int = field(default=3, metadata={"min": 1})
-    batch_tokens: int = field(default=2048, metadata={"min": 1})  # tokens per micro-batch
+    batch_tokens: int = field(default=512, metadata={"min": 1})  # tokens per micro-batch
     accumulation: int = field(default=1, metadata={"min": 1})  # micro-batches per optimizer step
     context: int = field(default=512, metadata={"min": 2})  # tokens per sequence
     warmup: float = field(default=0.1, metadata={"min": 0.0, "max": 0.99})  # share of all steps
@@ -46,7 +46,7 @@ class Training:
     attention: str = field(default="sdpa", metadata={"choices": ("sdpa", "eager")})
     activations: str = field(default="auto", metadata={"choices": ("auto", "float16", "float32")})  # on disk
     disk_gb: float = field(default=10.0, metadata={"min": 0.0})  # budget of all stored activations, 1e9 bytes
-    save_steps: int = field(default=50, metadata={"min": 1})  # optimizer steps between checkpoints
+    save_steps: int = field(default=200, metadata={"min": 1})  # optimizer steps between checkpoints
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def real_base() -> Path:
         raise
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # as wide as the fixtures that train: bits depend on the number of threads
 def one_thread() -> Iterator[None]:
     """torch on one thread: tiny models are faster so, and their bits do not depend on the machine."""
     import torch

@@ -84,7 +84,7 @@ def make_case(base: Path, activations: Path) -> Case:
     loaded = load_base(base, bits=32)
     tasks = {
         "read": Prepared(documents(0, 10), ()),
-        "triage": Prepared(documents(50, 9), (), labels=LABELS, adapter="triage", batch_tokens=80),
+        "triage": Prepared(documents(50, 9), (), labels=LABELS, adapter="triage"),
     }
     kinds: dict[str, Kind] = {
         "read": lm.Kind("read", lm.Settings()),

@@ -24,6 +24,7 @@ import torch
 from domainkit import claim, cli, recipes
 from domainkit.model import bundle
 from domainkit.model.store import Store
+from domainkit.spec import Domain
 from domainkit.types import UserError
 from tests.tiny import make_base
 
@@ -61,7 +62,7 @@ REGULATION = """
 kind = "classify"
 title = "Finds the regulation of a paragraph"
 adapter = "triage"
-settings = { train_examples = 60, test_examples = 40, max_tokens = 32, batch_tokens = 128 }
+settings = { train_examples = 60, test_examples = 40, max_tokens = 32 }
 sources = [{ path = "data/paragraphs.jsonl", part = "domain", language = "en" }]
 """
 WORDS = {
@@ -273,6 +274,22 @@ def test_what_else_the_cache_holds_changes_no_score(desk: Desk, own_cache: Path,
         assert scores.keys() == before.keys()
         for name, score in scores.items():
             assert score["value"] == pytest.approx(before[name]["value"], rel=0.01, abs=0.1), name
+
+
+def test_the_bar_counts_what_the_cache_lacks(desk: Desk, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, list[int]]] = []
+
+    @contextlib.contextmanager
+    def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        told.append((total, []))
+        yield told[-1][1].append
+
+    monkeypatch.setattr(recipes, "bar", bar)
+    domain = Domain.load(str(desk.domain))
+    for limit in (7, None, None):
+        recipes.activations(recipes.prepare(desk.request(desk.run, limit=limit), domain))
+    assert all(total == sum(done) for total, done in told)
+    assert told[0][0] > 0 and told[1][0] > 0 and told[2][0] == 0
 
 
 def test_another_seed_gives_another_adapter(desk: Desk, tmp_path: Path) -> None:

@@ -42,12 +42,17 @@ class Prepared:
 
     train: tuple[Tokens, ...]  # one epoch; a sequence may stand in it more than once
     test: tuple[Tokens, ...]
+    check: tuple[Tokens, ...] = ()  # kept from training, for `Kind.settle` to choose on
     labels: tuple[str, ...] = ()
     labelled: tuple[Tokens, ...] = ()  # every text with a known label, also beyond `train`: a head may learn from them
     adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
-    batch_tokens: int | None = None  # per micro-batch; None: as the domain trains
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
     rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
+
+    @property
+    def sequences(self) -> tuple[Tokens, ...]:
+        """All that need activations."""
+        return (*self.train, *self.check, *self.test)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class Kind(Protocol):
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
         """How many terms the loss sums over: predicted tokens, or texts."""
+
+    def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
+        """After training: choose what is best chosen on texts that training did not see, batches of `check`."""
 
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
         """One answer per sequence of the batch, in the batch's order."""

@@ -25,6 +25,8 @@ from domainkit.score import classification, per_label
 from domainkit.types import Example, UserError
 from domainkit.types import Sequence as Tokens
 
+CHECKED = 0.4  # documents below this in the order of `split`: the lowest 0.2 are test, the next 0.2 choose the weight
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,7 +34,6 @@ class Settings:
     test_examples: int = field(default=600, metadata={"min": 1})
     max_tokens: int = field(default=96, metadata={"min": 2})  # of each text; the rest is not read
     passes: int = field(default=1, metadata={"min": 1})  # times every text is trained on per epoch
-    batch_tokens: int = field(default=512, metadata={"min": 1})  # per micro-batch: small, to take many steps
 
 
 class Kind:
@@ -59,12 +60,15 @@ class Kind:
             raise UserError(f"needs at least 2 labels to learn, found {list(labels)}", where=self.name)
         if not test:
             raise UserError("no labelled text is left to test on", where=self.name, instead="more documents")
+        fitted, check = split(train, test=CHECKED)
+        if not fitted:  # too few documents to keep one from training
+            fitted, check = train, []
         return Prepared(
-            self._encode(train, base, corpus) * self.settings.passes,
+            self._encode(fitted, base, corpus) * self.settings.passes,
             self._encode(test, base, corpus),
+            check=self._encode(check, base, corpus),
             labels=labels,
             labelled=self._encode(learned, base, corpus),
-            batch_tokens=self.settings.batch_tokens,
             tables=(filter_table(counts), _label_table(train, test)),
             rivals={"train": train, "all": learned, "test": test},
         )
@@ -84,9 +88,7 @@ class Kind:
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
         found = self._logprobs(top, batch)  # (sequences, labels)
-        index = {label: i for i, label in enumerate(labels)}
-        gold = torch.tensor([index[s.label] for _, s in batch.placed], device=found.device)
-        return F.nll_loss(found, gold, reduction="sum")
+        return F.nll_loss(found, _gold(batch, labels).to(found.device), reduction="sum")
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(1 for _ in sequences)
@@ -94,6 +96,17 @@ class Kind:
     def _logprobs(self, top: Top, batch: Batch) -> Tensor:
         texts = [s.ids for _, s in batch.placed]
         return top.heads[self.name](*batch.states(top.states(batch)), texts)
+
+    @torch.no_grad()
+    def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
+        head = cast(WideDeepClassifier, top.heads[self.name])
+        wide, deep, gold = [], [], []
+        for batch in batches:
+            parts = head.parts(*batch.states(top.states(batch)), [s.ids for _, s in batch.placed])
+            wide.append(parts[0])
+            deep.append(parts[1])
+            gold.append(_gold(batch, labels).to(parts[0].device))
+        head.settle(torch.cat(wide), torch.cat(deep), torch.cat(gold))
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:
@@ -109,8 +122,8 @@ class Kind:
             predicted += [label for label, _ in self.predict(top, batch, prepared.labels)]
         gold = [s.label for s in tested]
         groups = [s.group for s in tested]
-        wide = cast(WideDeepClassifier, top.heads[self.name]).words
-        words = [prepared.labels[i] for i in wide([s.ids for s in tested]).argmax(-1).tolist()]
+        head = cast(WideDeepClassifier, top.heads[self.name])
+        words = [prepared.labels[i] for i in head.words([s.ids for s in tested]).argmax(-1).tolist()]
         baseline = {"words-alone": classification(gold, words, groups, seed=seed)}
         baseline |= {
             name: classification([e.label for e in test], guesses, [e.group or e.id for e in test], seed=seed)
@@ -121,7 +134,13 @@ class Kind:
         return Outcome(
             scores, per_label(gold, predicted), baseline,
             f"Macro F1 {scores['macro_f1'].value:.3f} on {len(gold)} held-out texts" + (f" ({told})." if told else "."),
+            (Table("What counts", ("part", "weight"), (("words", 1.0), ("states", round(float(head.weight), 3)))),),
         )  # fmt: skip
+
+
+def _gold(batch: Batch, labels: Sequence[str]) -> Tensor:
+    index = {label: i for i, label in enumerate(labels)}
+    return torch.tensor([index[s.label] for _, s in batch.placed])
 
 
 def _sample(examples: Sequence[Example], count: int) -> list[Example]:

@@ -102,6 +102,9 @@ class Kind:
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(len(s.ids) - 1 for s in sequences)
 
+    def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
+        pass  # nothing to choose
+
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[float]:
         """Negative log-likelihood of each sequence, nats."""

@@ -155,7 +155,7 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
     prepared = replace(kind.prepare(corpus(task.sources), base), adapter=task.adapter)
     assert_prepared(prepared)
     again = replace(kind.prepare(corpus(task.sources), base), adapter=task.adapter)
-    assert (again.train, again.test, again.labels) == (prepared.train, prepared.test, prepared.labels)
+    assert (again.sequences, again.labels) == (prepared.sequences, prepared.labels)
 
     torch.manual_seed(0)
     heads = bundle.heads_of({task.name: kind.head(base, prepared)})
@@ -165,6 +165,8 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.95 * losses[0]
 
+    if prepared.check:
+        kind.settle(top, some_batches(base, prepared.check), prepared.labels)
     top.eval()
     outcome = kind.evaluate(top, some_batches(base, prepared.test), prepared, 0)
     assert outcome.scores and outcome.baseline and outcome.summary
@@ -181,8 +183,9 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
 
 def assert_prepared(prepared: Prepared) -> None:
     assert prepared.train and prepared.test
-    assert not {s.group for s in prepared.train} & {s.group for s in prepared.test}
-    assert all(2 <= len(s.ids) <= CONTEXT and s.bytes > 0 and s.group for s in (*prepared.train, *prepared.test))
+    parts = [{s.group for s in part} for part in (prepared.train, prepared.check, prepared.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)), "a document stands on two sides"
+    assert all(2 <= len(s.ids) <= CONTEXT and s.bytes > 0 and s.group for s in prepared.sequences)
     if prepared.labels:
         assert list(prepared.labels) == sorted(set(prepared.labels))
         assert {s.label for s in prepared.train} <= set(prepared.labels)

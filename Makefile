@@ -30,6 +30,9 @@ test-gpu: setup
 
 bench: setup
 	$(PY) benchmarks/startup.py
-	$(PY) benchmarks/training_speed.py
+	$(PY) benchmarks/training_speed.py --tokens 12000 --examples 600 --dtypes float32
+	$(PY) benchmarks/tokenizer.py
+	$(PY) benchmarks/glossary_map.py
+	$(PY) benchmarks/glossary.py
 	$(PY) benchmarks/adaptation.py default
 	$(PY) benchmarks/adaptation.py long

@@ -22,7 +22,7 @@ from machine import write_results
 PROFILES = {  # settings, tasks (none: all)
     "default": ((), ()),
     "long": (
-        ("lm.tokens=700000", "lm.share=0.8", "lm.test_tokens=8000", "epochs=1", "rank=64", "alpha=128"),
+        ('glossary=""', "lm.tokens=700000", "lm.share=0.8", "lm.test_tokens=8000", "epochs=1", "rank=64", "alpha=128"),
         ("lm",),
     ),
 }

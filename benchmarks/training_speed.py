@@ -33,7 +33,8 @@ from domainkit.fit import Step, arguments, fit, plan_steps
 from domainkit.model import trunk
 from domainkit.model.batch import collate
 from domainkit.model.top import DEFAULT, lora_config
-from domainkit.recipes import Request, Setting, fresh_top, prepare
+from domainkit.prepare import Request, Setting, prepare
+from domainkit.recipes import fresh_top
 from domainkit.spec import Domain
 
 

@@ -9,15 +9,11 @@ from typing import Annotated
 
 import typer
 
+from domainkit.glossary_cli import glossary_app
 from domainkit.types import UserError
+from domainkit.usage import examples
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells and typer use
-
-
-def examples(*lines: str) -> str:
-    """Epilog of a command: its examples, one a line (typer joins lines that no blank line separates)."""
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"  $ {line}" for line in lines)))
-
 
 app = typer.Typer(
     help="Turn a general language model into a finance model, on the machine you have.",
@@ -37,6 +33,7 @@ base_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(base_app, name="base")
+app.add_typer(glossary_app, name="glossary")
 
 DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help="A shipped domain, or a folder with task files.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="T", help="Only this task (repeatable).")]
@@ -58,6 +55,7 @@ Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model
         "domainkit finetune finance --limit 200 --dry-run",
         "domainkit finetune finance --task lm --data lm=news.jsonl",
         "domainkit finetune finance --bits 32 --set epochs=2 --out runs/try",
+        "domainkit finetune finance --no-glossary --out runs/without",
         "domainkit finetune ./law --base ./my-base-model",
         "domainkit finetune finance --resume",
     )
@@ -70,6 +68,7 @@ def finetune(
     data: Data = None,
     bits: Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")] = None,
     layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
+    no_glossary: Annotated[bool, typer.Option("--no-glossary", help="Leave the domain's glossary out.")] = False,
     limit: Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, data and machine: same weights.")] = 0,
@@ -88,6 +87,7 @@ def finetune(
     from domainkit import recipes
 
     shorthand = [f"{key}={value}" for key, value in (("bits", bits), ("layers", layers)) if value is not None]
+    shorthand += ['glossary=""'] if no_glossary else []
     request = recipes.Request(
         domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), limit=limit,
         resume=resume, seed=seed, config=config, overrides=(*shorthand, *(settings or ())), hub=hub,
@@ -132,6 +132,29 @@ def evaluate(
         limit=limit, hub=hub,
     )  # fmt: skip
     typer.echo(f"report: {folder / 'index.html'}")
+
+
+@app.command(
+    epilog=examples(
+        "domainkit export runs/finance --merged finance-model",
+        "domainkit export runs/finance --merged finance-model --bits 16",
+    ),
+)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    merged: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the whole model.")],
+    base: Annotated[
+        str | None, typer.Option(metavar="B", help="Where the run's base lies now, if it has moved.")
+    ] = None,
+    bits: Annotated[int, typer.Option(metavar="16|32", help="Bits per weight of the written model.")] = 32,
+    hub: Hub = False,
+) -> None:
+    """Write a run and its base as one plain Hugging Face folder that any server loads."""
+    from domainkit import recipes
+
+    if bits not in (16, 32):
+        raise UserError("a merged model has 16 or 32 bits", where=f"--bits {bits}")
+    typer.echo(f"model: {recipes.export(run, merged, base=base, bits=bits, hub=hub)}")
 
 
 @base_app.command(

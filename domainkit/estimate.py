@@ -11,6 +11,7 @@ import torch
 
 from domainkit.kinds import Prepared
 from domainkit.model.base import Base
+from domainkit.model.rows import DEPTH
 from domainkit.model.trunk import BATCH
 from domainkit.nets.loss import BLOCK
 from domainkit.spec import Training
@@ -25,18 +26,22 @@ class Estimate:
     """Rough figures; times within a factor of two on an idle machine."""
 
     sequences: Mapping[str, tuple[int, int]]  # task → train, test
+    new_tokens: int  # of the glossary
     trunk_tokens: int  # distinct tokens that go through the trunk once
     top_tokens: int  # tokens the top is trained on, over all epochs
     memory: int  # bytes, peak
     disk: int  # bytes of activations, at float16
+    terms_seconds: float  # to learn the rows of the new tokens
     trunk_seconds: float
     top_seconds: float
 
     def lines(self) -> list[str]:
         """For people."""
         tasks = [f"task {n}: {a:,} sequences to train on, {b:,} to test on" for n, (a, b) in self.sequences.items()]
+        terms = [f"glossary: {self.new_tokens:,} new tokens, about {self.terms_seconds:,.0f} s to learn their rows"]
         return [
             *tasks,
+            *(terms if self.new_tokens else []),
             f"trunk: {self.trunk_tokens:,} tokens once, about {self.trunk_seconds:,.0f} s",
             f"top: {self.top_tokens:,} tokens in all epochs, about {self.top_seconds:,.0f} s",
             f"memory: about {self.memory / 1e9:.1f} GB at the peak",
@@ -51,6 +56,7 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     layer = sum(_size(p) for p in base.layers()[-1].parameters())
     vocabulary, width = base.head.weight.shape
     speed = EFFICIENCY * _flops()
+    terms = 2 * layer * DEPTH * (2 + BACKWARD) * training.glossary_tokens if base.added else 0
     trunk = 2 * layer * (base.depth - training.layers) * sum(distinct.values())
     top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
     top += sum(4 * vocabulary * width * tokens for name, tokens in trained.items() if not prepared[name].labels)
@@ -58,10 +64,12 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60)
     return Estimate(
         {n: (len(p.train), len(p.test)) for n, p in prepared.items()},
+        len(base.added),
         sum(distinct.values()),
         sum(trained.values()),
         int(RUNTIME + resident + working),
         sum(distinct.values()) * width * 2,
+        terms / speed,
         trunk / speed,
         top / speed,
     )

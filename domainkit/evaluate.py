@@ -16,7 +16,7 @@ from domainkit.model.base import Base
 from domainkit.model.batch import Batch, batches, collate
 from domainkit.model.store import Store
 from domainkit.model.top import Top
-from domainkit.report import Curve, Report
+from domainkit.report import Curve, Report, Table
 from domainkit.spec import Domain, Task
 from domainkit.types import Sequence as Tokens
 
@@ -28,7 +28,7 @@ def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: in
     top.eval()
     top.use(prepared.adapter)
     with torch.no_grad():
-        return kind.evaluate(top, _batches(store, prepared.test, context), prepared, seed)
+        return kind.evaluate(top, lambda found: _batches(store, found, context), prepared, seed)
 
 
 def settle(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int) -> None:
@@ -58,6 +58,19 @@ def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: P
         tables=(*outcome.tables, *prepared.tables),
         **facts,
     )
+
+
+def glossary_tables(spoken: Mapping[str, Any]) -> tuple[Table, ...]:
+    """What a run's record says of the glossary's tokens, for people; nothing without a glossary."""
+    if not spoken:
+        return ()
+    rows: list[tuple[str | int | float, ...]] = [
+        ("new tokens", spoken["tokens"]),
+        ("their rows, MB", spoken["megabytes"]),
+        *((f"left out: {why}", count) for why, count in spoken["left_out"].items()),
+        *((f"mismatch of {name} rows", round(value, 4)) for name, value in spoken["mismatch"].items()),
+    ]
+    return (Table(f"Glossary {spoken['name']}", ("what", "how much"), tuple(rows)),)
 
 
 def training_curves(log: Sequence[Mapping[str, Any]], task: str) -> tuple[Curve, ...]:

@@ -1,4 +1,4 @@
-"""A finished run in a notebook: generate, classify, measure, read its reports."""
+"""A finished run in a notebook: generate, classify, translate terms, measure, read its reports."""
 
 from __future__ import annotations
 
@@ -51,17 +51,23 @@ class Run:
         tokens = [self._tokens(text, limit)[0] for text in texts]
         return [kind.predict(self.top, self._batch([s]), labels)[0] for s in tokens]
 
+    def translate(self, term: str, sentence: str = "", task: str | None = None) -> tuple[str, float]:
+        """The glossary's English term (its id) that a Chinese one means in a sentence, and how probable it is."""
+        name = self._only("terms", task)
+        self.top.use(self.record.tasks[name]["adapter"])
+        query = self._tokens(f"{sentence or term}\n{term} =", self.record.training["context"])[-1:]
+        return self._kind(name).predict(self.top, self._batch(query), self.record.tasks[name]["labels"])[0]
+
     def bits_per_byte(self, text: str) -> dict[str, float]:
         """How well base and adapted model predict `text`; smaller is better."""
         name = self._only("lm")
         kind = self._kind(name)
         self.top.use(self.record.tasks[name]["adapter"])
         pieces = self._tokens(text, self.record.training["context"])
-        batches = [self._batch([s]) for s in pieces]
+        plain = self._tokens(text, self.record.training["context"], self.base.plain)
         size = sum(s.bytes for s in pieces) * math.log(2)
-        adapted = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)
-        with self.top.untouched():
-            base = sum(float(kind.predict(self.top, b, ())[0]) for b in batches)
+        adapted = sum(float(kind.predict(self.top, self._batch([s]), ())[0]) for s in pieces)
+        base = sum(float(kind.base(self.top, self._batch([s]))[0]) for s in plain)
         return {"base": base / size, "adapted": adapted / size}
 
     def report(self, task: str) -> Report:
@@ -81,8 +87,10 @@ class Run:
             raise UserError(f"{len(names)} tasks of kind {kind!r}: {names}", where=self.folder, instead="name one")
         return names[0]
 
-    def _tokens(self, text: str, context: float) -> list[Tokens]:
-        tokens = list(sequences(Example(text), self.base.tokenizer, self.base.prefix_id, context=int(context)))
+    def _tokens(self, text: str, context: float, tokenizer: Any = None) -> list[Tokens]:
+        """A text in the run's tokens, or those of another tokenizer."""
+        speaks = tokenizer or self.base.tokenizer
+        tokens = list(sequences(Example(text), speaks, self.base.prefix_id, context=int(context)))
         if not tokens:
             raise UserError("the text is empty", instead="a text of one character or more")
         return tokens
@@ -104,13 +112,14 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     remembered: Any = record.base
     loaded = load_base(base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"], hub=hub)
     bundle.check_base(record, loaded)
+    loaded = bundle.restore_rows(folder, loaded, record)
     heads = {}
     for name, task in record.tasks.items():
         heads[name] = _kind(record, name, folder).head(loaded, Prepared((), (), labels=tuple(task["labels"])))
     training = record.training
     top = adapt(
         loaded, bundle.heads_of(heads), layers=training["layers"], rank=training["rank"], alpha=training["alpha"],
-        adapters=[task["adapter"] for task in record.tasks.values()],
+        adapters=[task["adapter"] for task in record.tasks.values()], steer=training["steer"],
     )  # fmt: skip
     bundle.restore(folder, top)
     return Run(folder, record, loaded, bundle.whole(folder, loaded).eval(), top.eval())

@@ -48,7 +48,7 @@ def bootstrap(
     return Score(value, float(low), float(high))
 
 
-def bits_per_byte(nll: Sequence[float], size: Sequence[int], *, seed: int) -> Score:
+def bits_per_byte(nll: Sequence[float], size: Sequence[float], *, seed: int) -> Score:
     """Bits a model needs per UTF-8 byte of text, lower is better.
 
     nll: negative log-likelihood of each document, nats. size: bytes of each document.
@@ -56,7 +56,7 @@ def bits_per_byte(nll: Sequence[float], size: Sequence[int], *, seed: int) -> Sc
     return bootstrap(_columns(nll, size), lambda sums: sums[:, 0] / sums[:, 1] / math.log(2), seed=seed)
 
 
-def relative_change(adapted: Sequence[float], base: Sequence[float], size: Sequence[int], *, seed: int) -> Score:
+def relative_change(adapted: Sequence[float], base: Sequence[float], size: Sequence[float], *, seed: int) -> Score:
     """Change of bits per byte from base to adapted, percent; negative is better.
 
     Paired: both are resampled together, so what makes a document hard for both does not widen the interval.

@@ -32,6 +32,9 @@ class Source:
 class Training:
     """How the top is trained; [training] in domain.toml."""
 
+    glossary: str = ""  # whose terms get tokens of their own: a shipped one, or a TSV file; "" for none
+    glossary_tokens: int = field(default=50_000, metadata={"min": 0})  # read to learn their rows
+    steer: bool = False  # let the last layers' attention lean towards the glossary's tokens
     layers: int = field(default=2, metadata={"min": 1})  # last layers that learn
     rank: int = field(default=16, metadata={"min": 1})  # of the LoRA matrices
     alpha: int = field(default=32, metadata={"min": 1})  # LoRA scale, times 1 / rank

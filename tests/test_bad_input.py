@@ -34,6 +34,7 @@ from tests.test_recipes import (
     snapshot,
     write_rows,
 )
+from tests.tiny import make_base
 
 
 @pytest.fixture(scope="module")
@@ -391,3 +392,13 @@ def test_a_damaged_run_is_refused(desk: Desk) -> None:
 def test_a_run_of_another_domain_is_refused(desk: Desk, tmp_path: Path) -> None:
     other = make_domain(tmp_path / "other", documents=2)
     fault(domainkit("eval", str(other), "--run", str(desk.run)), desk.run, "for domain desk, not other")
+
+
+def test_an_export_of_no_finished_run_on_its_own_base(desk: Desk, tmp_path: Path) -> None:
+    line = ["export", str(desk.run), "--merged", str(tmp_path / "merged"), "--base"]
+    other = make_base(tmp_path / "other", seed=1)
+    fault(domainkit(*line, str(other)), "instead:", desk.base)
+    fault(domainkit(*line, str(tmp_path / "nowhere")), "no such folder", "instead:")
+    (desk.run / bundle.RECORD).unlink()
+    fault(domainkit(*line, str(desk.base)), desk.run, "instead:")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["desk", "other", "runs"]  # no model, no draft of one

@@ -15,7 +15,11 @@ from typer.testing import CliRunner
 from domainkit import cli
 from domainkit.types import UserError
 
-COMMANDS = ([], ["finetune"], ["eval"], ["base"], ["base", "pull"], ["base", "list"], ["base", "check"])
+COMMANDS = (
+    [], ["finetune"], ["eval"], ["export"],
+    ["base"], ["base", "pull"], ["base", "list"], ["base", "check"],
+    ["glossary"], ["glossary", "check"], ["glossary", "map"], ["glossary", "stats"], ["glossary", "tokens"],
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "sklearn", "numpy", "datasketch")
 
 
@@ -61,6 +65,10 @@ class Recipes:
     def evaluate(self, domain: str, **options: object) -> Path:
         self.asked.append((domain, options))
         return Path("runs") / domain / "reports"
+
+    def export(self, run: Path, target: Path, **options: object) -> Path:
+        self.asked.append((run, target, options))
+        return target
 
 
 @pytest.fixture
@@ -150,6 +158,34 @@ def test_eval_passes_everything_on(
     }  # fmt: skip
     assert recipes.asked == [("finance", wanted)]
     assert capsys.readouterr().out == "report: runs/finance/reports/index.html\n"
+
+
+def test_finetune_without_the_glossary(monkeypatch: pytest.MonkeyPatch, recipes: Recipes) -> None:
+    assert run(monkeypatch, *["finetune", "finance", "--no-glossary", "--bits", "8", "--set", "epochs=2"]) == 0
+    (asked,) = recipes.asked
+    assert isinstance(asked, Request) and asked.overrides == ("bits=8", 'glossary=""', "epochs=2")
+
+
+@pytest.mark.parametrize(("more", "bits"), [([], 32), (["--bits", "16"], 16)])
+def test_export_passes_everything_on(
+    monkeypatch: pytest.MonkeyPatch,
+    recipes: Recipes,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    bits: int,
+) -> None:
+    assert run(monkeypatch, *["export", "r", "--merged", "m", "--base", "b", "--hub"], *more) == 0
+    assert recipes.asked == [(Path("r"), Path("m"), {"base": "b", "bits": bits, "hub": True})]
+    assert capsys.readouterr().out == "model: m\n"
+
+
+@pytest.mark.parametrize("bits", ["4", "8", "0"])
+def test_a_merged_model_is_never_quantized(
+    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str], bits: str
+) -> None:
+    assert run(monkeypatch, "export", "r", "--merged", "m", "--bits", bits) == 1
+    assert capsys.readouterr() == ("", f"error: --bits {bits}: a merged model has 16 or 32 bits\n")
+    assert not recipes.asked
 
 
 def test_a_fault_of_the_user_is_one_line(
@@ -263,4 +299,5 @@ def test_the_stand_ins_are_like_the_real_things() -> None:
     assert {"domain", "run", "base", "tasks", "data", "out", "limit", "hub"} == set(
         signature(recipes.evaluate).parameters
     )
+    assert {"run", "target", "base", "bits", "hub"} == set(signature(recipes.export).parameters)
     assert {"name", "wheel"} <= set(signature(base.pull).parameters)

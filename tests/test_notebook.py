@@ -48,5 +48,6 @@ def test_the_notebook_runs_top_to_bottom(real_base: Path, tmp_path: Path) -> Non
     assert "macro_f1" in printed(notebook, "report-regulation")
     assert printed(notebook, "measure").count("before") == 2
     assert len(printed(notebook, "sort").splitlines()) == 3
+    assert len(printed(notebook, "terms").splitlines()) == 2
     prompt = "The Federal Reserve raised interest rates because"
     assert all(len(printed(notebook, cell).split(prompt)[1].strip()) > 10 for cell in ("write", "plain"))

@@ -24,6 +24,7 @@ import torch
 from domainkit import claim, cli, recipes
 from domainkit.model import bundle
 from domainkit.model.store import Store
+from domainkit.prepare import prepare
 from domainkit.spec import Domain
 from domainkit.types import UserError
 from tests.tiny import make_base
@@ -287,7 +288,7 @@ def test_the_bar_counts_what_the_cache_lacks(desk: Desk, own_cache: Path, monkey
     monkeypatch.setattr(recipes, "bar", bar)
     domain = Domain.load(str(desk.domain))
     for limit in (7, None, None):
-        recipes.activations(recipes.prepare(desk.request(desk.run, limit=limit), domain))
+        recipes.activations(prepare(desk.request(desk.run, limit=limit), domain))
     assert all(total == sum(done) for total, done in told)
     assert told[0][0] > 0 and told[1][0] > 0 and told[2][0] == 0
 

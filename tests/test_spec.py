@@ -148,13 +148,14 @@ def test_every_shipped_domain_loads(name: str) -> None:
 
 def test_the_finance_domain_is_what_the_readme_promises() -> None:
     domain = Domain.load("finance")
-    assert domain.training == Training()  # the file spells out the defaults, for people to see
-    lm, regulation = domain.tasks
+    assert domain.training == Training(glossary="finance")  # the file spells out the defaults, for people to see
+    lm, regulation, terms = domain.tasks
     assert (lm.name, lm.kind, lm.settings["share"]) == ("lm", "lm", 0.3)
     parts = {(source.part, source.language) for source in lm.sources}
     assert parts == {("domain", "en"), ("domain", "zh"), ("general", "en"), ("general", "zh")}
     assert (regulation.name, regulation.kind) == ("regulation", "classify")
     assert [source.path.name for source in regulation.sources] == ["cfpb.jsonl"]
+    assert (terms.name, terms.kind) == ("terms", "terms")
 
 
 def test_a_folder_of_ones_own(law: Path, monkeypatch: pytest.MonkeyPatch) -> None:

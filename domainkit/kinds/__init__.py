@@ -5,7 +5,7 @@ A kind turns examples into token sequences, says what is learned from their stat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from domainkit.fill import fill
+from domainkit.glossary import Glossary
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import DEFAULT, Top
@@ -34,6 +35,7 @@ class Corpus:
     context: int  # tokens per sequence
     seed: int
     held_out: bool = True  # False: everything is test data (a file given to `eval`)
+    glossary: Glossary | None = None  # whose terms have tokens of their own in the base
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Prepared:
 
     train: tuple[Tokens, ...]  # one epoch; a sequence may stand in it more than once
     test: tuple[Tokens, ...]
+    plain: tuple[Tokens, ...] = ()  # the text of `test` in the base's own tokens, if it is not `test` itself
     check: tuple[Tokens, ...] = ()  # kept from training, for `Kind.settle` to choose on
     labels: tuple[str, ...] = ()
     labelled: tuple[Tokens, ...] = ()  # every text with a known label, also beyond `train`: a head may learn from them
@@ -52,7 +55,7 @@ class Prepared:
     @property
     def sequences(self) -> tuple[Tokens, ...]:
         """All that need activations."""
-        return (*self.train, *self.check, *self.test)
+        return (*self.train, *self.check, *self.test, *self.plain)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Outcome:
     baseline: Mapping[str, Mapping[str, Score]]
     summary: str  # one sentence for people
     tables: tuple[Table, ...] = ()
+
+
+Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations
 
 
 class Kind(Protocol):
@@ -87,8 +93,8 @@ class Kind(Protocol):
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
         """One answer per sequence of the batch, in the batch's order."""
 
-    def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
-        """Score the adapted top beside the untouched base or another baseline, on test batches."""
+    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+        """Score the adapted top beside the untouched base or another baseline, on test sequences."""
 
 
 def load_kind(task: Task) -> Kind:

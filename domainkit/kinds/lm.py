@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import mixture, split
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Corpus, Outcome, Prepared
+from domainkit.kinds import Batched, Corpus, Outcome, Prepared
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -57,10 +57,10 @@ class Kind:
         if corpus.held_out:
             chosen, table = self._mix(train, corpus)
             tables += (table,)
-        tested = [s for name in sorted(test) for s in self._sample(test[name], corpus)]
+        tested = tuple(s for name in sorted(test) for s in self._sample(test[name], corpus))
         if not tested:
             raise UserError("no text is left after cleaning", where=self.name, instead="more or cleaner documents")
-        return Prepared(chosen, tuple(tested), tables=tables)
+        return Prepared(chosen, tested, tuple(_plain(tested, base, corpus.context)), tables=tables)
 
     def _mix(self, train: Mapping[str, Sequence[Tokens]], corpus: Corpus) -> tuple[tuple[Tokens, ...], Table]:
         domain = [name for name in train if not name.startswith("general-")]
@@ -108,29 +108,28 @@ class Kind:
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[float]:
         """Negative log-likelihood of each sequence, nats."""
-        states, owner = batch.states(top.states(batch), drop_last=True)
-        logprobs = token_logprobs(states, top.output_weight, _targets(batch).to(states.device))
-        total = torch.zeros(len(batch.placed), dtype=torch.float64, device=logprobs.device)
-        return (-total.index_add(0, owner, logprobs.double())).tolist()
+        return _surprise(top, batch, top.output_weight)
 
-    def evaluate(self, top: Top, batches: Iterable[Batch], prepared: Prepared, seed: int) -> Outcome:
-        adapted, base, tokens = [], [], []
-        for batch in batches:
-            adapted += self.predict(top, batch, ())
-            with top.untouched():
-                base += self.predict(top, batch, ())
-            tokens += [s for _, s in batch.placed]
+    @torch.no_grad()
+    def base(self, top: Top, batch: Batch) -> list[float]:
+        """`predict` of the base as it came: no LoRA, and no glossary token that could be the next."""
+        with top.untouched():
+            return _surprise(top, batch, top.own_weight)
+
+    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+        ours = [row for batch in batched(prepared.test) for row in _named(batch, self.predict(top, batch, ()))]
+        plain = prepared.plain or prepared.test
+        theirs = [row for batch in batched(plain) for row in _named(batch, self.base(top, batch))]
         scores, baseline = {}, {}
         rows: list[tuple[str | int | float, ...]] = []
-        for name in sorted({s.slice for s in tokens}):
-            documents = _by_document(
-                [(s, a, b) for s, a, b in zip(tokens, adapted, base, strict=True) if s.slice == name]
-            )
-            ours, theirs, size = (list(column) for column in zip(*documents.values(), strict=True))
+        for name in sorted({s.slice for s, _ in ours}):
+            adapted, base = (_by_document(row for row in side if row[0].slice == name) for side in (ours, theirs))
+            size = list(_by_document((s, s.bytes) for s, _ in ours if s.slice == name).values())
+            a, b = list(adapted.values()), [base[group] for group in adapted]
             key = f"bits_per_byte/{name}"
-            scores[key] = bits_per_byte(ours, size, seed=seed)
-            baseline[key] = bits_per_byte(theirs, size, seed=seed)
-            change = relative_change(ours, theirs, size, seed=seed)
+            scores[key] = bits_per_byte(a, size, seed=seed)
+            baseline[key] = bits_per_byte(b, size, seed=seed)
+            change = relative_change(a, b, size, seed=seed)
             scores[f"change_percent/{name}"] = change
             rows.append((name, len(size), sum(size), change.value, change.low, change.high))
         columns = ("slice", "documents", "bytes", "change %", "low", "high")
@@ -157,9 +156,31 @@ def _targets(batch: Batch) -> Tensor:
     return torch.cat([torch.tensor(s.ids[1:]) for _, s in batch.placed])
 
 
-def _by_document(rows: Iterable[tuple[Tokens, float, float]]) -> dict[str, tuple[float, float, int]]:
-    documents: dict[str, tuple[float, float, int]] = defaultdict(lambda: (0.0, 0.0, 0))
-    for s, ours, theirs in rows:
-        a, b, size = documents[s.group]
-        documents[s.group] = (a + ours, b + theirs, size + s.bytes)
+def _plain(tested: Iterable[Tokens], base: Base, context: int) -> Iterator[Tokens]:
+    """The text of each sequence in the base's own tokens; nothing when these are its tokens already."""
+    if base.plain is None:
+        return
+    for s in tested:
+        ids = list(s.ids[1:])
+        text = str(base.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        yield from sequences(Example(text, group=s.group), base.plain, base.prefix_id, context=context, slice=s.slice)
+
+
+def _surprise(top: Top, batch: Batch, weight: Tensor) -> list[float]:
+    """Negative log-likelihood of each sequence, nats, through an output head."""
+    states, owner = batch.states(top.states(batch), drop_last=True)
+    logprobs = token_logprobs(states, weight, _targets(batch).to(states.device))
+    total = torch.zeros(len(batch.placed), dtype=torch.float64, device=logprobs.device)
+    return (-total.index_add(0, owner, logprobs.double())).tolist()
+
+
+def _named(batch: Batch, values: Sequence[float]) -> Iterator[tuple[Tokens, float]]:
+    yield from ((s, value) for (_, s), value in zip(batch.placed, values, strict=True))
+
+
+def _by_document(rows: Iterable[tuple[Tokens, float]]) -> dict[str, float]:
+    """Document → the sum of its values."""
+    documents: dict[str, float] = defaultdict(float)
+    for s, value in rows:
+        documents[s.group] += value
     return documents

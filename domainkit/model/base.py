@@ -49,6 +49,14 @@ class Base:
     sha256: str  # fingerprint(path)
     bits: int
     attention: str
+    added: tuple[int, ...] = ()  # ids of glossary tokens, whose rows are not the base's own
+    plain: PreTrainedTokenizerFast | None = None  # the base's own tokenizer, where `tokenizer` knows glossary tokens
+    rows: str = ""  # fingerprint of those rows
+
+    @property
+    def tied(self) -> bool:
+        """Whether input embedding and output head are one matrix."""
+        return self.head.weight is self.embedding.weight
 
     @property
     def depth(self) -> int:
@@ -86,13 +94,22 @@ class Base:
         raise UserError("this decoder has no final normalization", where=self.path)
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """Token ids → rows (…, width). Never quantized."""
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
     def head(self) -> nn.Linear:
         """The output head: hidden states (…, width) → logits (…, vocabulary). Never quantized."""
         return cast(nn.Linear, self.model.get_output_embeddings())
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, bottom first, whatever the family calls them."""
-        for module in self.backbone.modules():
+        return self.layers_of(self.model)
+
+    def layers_of(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The decoder layers of a model built as this one is."""
+        for module in model.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.depth:
                 return module
         raise UserError("found no list of decoder layers", where=self.path, instead="a Llama-like decoder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,13 @@ class Batch:
         index = torch.cat([torch.arange(start, start + length) for start, length in spans])
         owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([length for _, length in spans]))
         return flat[index.to(flat.device)], owner.to(flat.device)
+
+    def holding(self, ids: Collection[int]) -> Tensor:
+        """Which tokens are among `ids`: (rows, tokens) bool."""
+        found = torch.zeros(self.position_ids.numel(), dtype=torch.bool)
+        for start, s in self.placed:
+            found[start : start + len(s.ids)] = torch.tensor([i in ids for i in s.ids])
+        return found.view_as(self.position_ids)
 
 
 def rows(sequences: Sequence[Tokens], row_tokens: int) -> list[Row]:

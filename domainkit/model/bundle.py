@@ -10,22 +10,25 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from domainkit.files import explain, sync
 from domainkit.model.base import Base
-from domainkit.model.folder import quiet
+from domainkit.model.folder import quiet, read_tokenizer
+from domainkit.model.rows import Rows, extend
 from domainkit.model.top import DEFAULT, Top
 from domainkit.types import UserError
 
 RECORD = "domainkit.json"  # written last: without it a run is unfinished
 ADAPTER, HEADS = "adapter_model.safetensors", "heads.safetensors"
+TOKENS = ".token_adapter."
+ROWS = "base_model.model.{}" + TOKENS + "trainable_tokens_delta"  # PEFT's name for a module's new rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Record:
     data: Mapping[str, Any]  # source → path, SHA-256
     versions: Mapping[str, str]
     limit: int | None = None  # documents of each source
+    glossary: Mapping[str, Any] = field(default_factory=dict)  # name, sha256, first id, tokens; empty: none
     sha256: Mapping[str, str] = field(default_factory=dict)  # files of the run → SHA-256
 
 
@@ -54,7 +58,9 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         with quiet():
-            top.model.save_pretrained(str(draft))
+            top.model.save_pretrained(str(draft), save_embedding_layers=False)  # of the new rows see _add_rows
+        for adapter in top.model.peft_config:
+            _add_rows(adapter_path(draft, adapter), base)
         base.tokenizer.save_pretrained(draft)
         heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
         safetensors.torch.save_file(heads, draft / HEADS)
@@ -78,6 +84,39 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         shutil.rmtree(draft)
     except (OSError, SafetensorError) as error:
         raise explain(error, folder) from error
+
+
+def _add_rows(weights: Path, base: Base) -> None:
+    """Put the rows of the glossary's tokens into a saved adapter, as PEFT's `trainable_token_indices` does.
+
+    They do not learn here, so the top has no trainable-token layers; whoever loads the adapter gets them from those.
+    """
+    if not base.added:
+        return
+    tensors, indices = safetensors.torch.load_file(weights), {}
+    for name in token_modules(base):
+        rows = cast(Tensor, base.model.get_submodule(name).weight).detach()[list(base.added)]
+        tensors[ROWS.format(name)] = rows.cpu().contiguous()
+        indices[name.rpartition(".")[2]] = list(base.added)
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    path = weights.parent / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"trainable_token_indices": indices}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def token_modules(base: Base) -> list[str]:
+    """Names of the modules that hold a row for each token: the input embedding, then the head if it has its own."""
+    holders = (base.embedding,) if base.tied else (base.embedding, base.head)
+    return [name for holder in holders for name, module in base.model.named_modules() if module is holder]
+
+
+def restore_rows(folder: Path, base: Base, record: Record) -> Base:
+    """The base grown by the rows that a run's adapter brings, with the run's tokenizer; as it is without any."""
+    if not record.glossary:
+        return base
+    saved = safetensors.torch.load_file(folder / ADAPTER)
+    rows = Rows(*(saved[ROWS.format(name)] for name in token_modules(base)))
+    return extend(base, read_tokenizer(folder), int(record.glossary["first"]), rows)
 
 
 def _listed(folder: Path) -> set[str]:
@@ -127,7 +166,8 @@ def restore(folder: Path, top: Top) -> None:
     """Load a run's adapters and heads into a fresh top; tasks that the top leaves out are left out."""
     for name in top.model.peft_config:
         path = adapter_path(folder, name)
-        outcome: Any = set_peft_model_state_dict(top.model, safetensors.torch.load_file(path), adapter_name=name)
+        weights = {k: v for k, v in safetensors.torch.load_file(path).items() if TOKENS not in k}
+        outcome: Any = set_peft_model_state_dict(top.model, weights, adapter_name=name)
         if outcome.unexpected_keys:
             raise UserError(f"unknown weights, first {outcome.unexpected_keys[0]}", where=path)
     saved = safetensors.torch.load_file(folder / HEADS)
@@ -136,9 +176,39 @@ def restore(folder: Path, top: Top) -> None:
 
 
 def whole(folder: Path, base: Base) -> PeftModel:
-    """The complete adapted model, trunk included, for generation and export."""
-    with quiet():  # transformers warns of its own deprecations
-        return PeftModel.from_pretrained(base.model, folder)
+    """The complete adapted model, trunk included, for generation.
+
+    base: with the glossary's rows (`restore_rows`), so that PEFT need not lay them over the embedding at every step.
+    """
+    with quiet():  # PEFT tells of the rows that it leaves out, transformers of its own deprecations
+        config = PeftConfig.from_pretrained(str(folder))
+        config.trainable_token_indices = None
+        return PeftModel.from_pretrained(base.model, folder, config=config)
+
+
+def export(folder: Path, base: Base, target: Path) -> None:
+    """Write base and adapter as one plain Hugging Face folder, in the base's own type, that any server loads.
+
+    base: loaded with 16 or 32 bits, without the run's rows. Raises UserError when `target` exists or cannot be written.
+    """
+    if target.exists():
+        raise UserError("exists already", where=target, instead="another --merged")
+    tokenizer = read_tokenizer(folder)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with quiet():
+            if len(tokenizer) > len(base.embedding.weight):
+                cast(Any, base.model).resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            merged: Any = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+            merged.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        for path in draft.iterdir():
+            sync(path)
+        os.replace(draft, target)
+    except (OSError, SafetensorError) as error:
+        raise explain(error, target) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def digest(path: Path) -> str:
@@ -171,11 +241,11 @@ def model_card(record: Record, summaries: Sequence[str]) -> str:
         f"Base fingerprint (SHA-256): `{base['sha256']}`, {base['bits']}-bit. Any other base gives other results.",
         "",
         "```python",
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer",
         "",
-        "base = AutoModelForCausalLM.from_pretrained(BASE_FOLDER)",
-        "model = PeftModel.from_pretrained(base, RUN_FOLDER)",
+        "model = AutoPeftModelForCausalLM.from_pretrained(RUN_FOLDER)  # finds the base where it was trained",
+        "tokenizer = AutoTokenizer.from_pretrained(RUN_FOLDER)",
         "```",
         "",
         "Full reports: `reports/`. Everything about the run: `domainkit.json`.",

@@ -50,7 +50,11 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
-        self.backbone(input_ids=ids, use_cache=False)
+        return self.states(input_ids=ids)
+
+    def states(self, **inputs: Tensor) -> Tensor:
+        """`forward` with gradients: `input_ids` (rows, tokens), or `inputs_embeds` (rows, tokens, width)."""
+        self.backbone(**inputs, use_cache=False)
         return self.tap.seen
 
 

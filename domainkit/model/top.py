@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,17 +14,21 @@ from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.folder import quiet
 from domainkit.model.split import top as split_top
+from domainkit.nets.steer import Steer
 
 DEFAULT = "default"  # PEFT's name for the adapter in the root of a run folder
+STEER = "(steer)"  # among the heads; no task file is called so
 
 
 class Top(nn.Module):
     """What is trained: the adapters of a PEFT model over activations, and one head per task that needs one."""
 
-    def __init__(self, model: PeftModel, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: PeftModel, heads: Mapping[str, nn.Module], added: Collection[int] = ()) -> None:
         super().__init__()
         self.model = model
         self.heads = nn.ModuleDict(dict(heads))
+        self.added = frozenset(added)  # ids of the glossary's tokens
+        self._touched = True
         for name, value in model.named_parameters():  # PEFT keeps only the active adapter trainable
             value.requires_grad_(".lora_" in name)
         self._learns = [name for name, value in self.named_parameters() if value.requires_grad]
@@ -38,6 +42,8 @@ class Top(nn.Module):
         """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width)."""
         causal: Any = self.model.get_base_model()
         weight = self.output_weight
+        if self.steer is not None:
+            self.steer.marked = batch.holding(self.added).to(weight.device) if self._touched else None
         out = causal.base_model(
             inputs_embeds=batch.hidden.to(weight.device, causal.dtype),
             position_ids=batch.position_ids.to(weight.device),
@@ -46,16 +52,30 @@ class Top(nn.Module):
         return out.last_hidden_state.flatten(0, 1)
 
     @property
+    def steer(self) -> Steer | None:
+        """The attention bias on glossary tokens, if this top has one."""
+        return cast(Steer, self.heads[STEER]) if STEER in self.heads else None
+
+    @property
     def output_weight(self) -> Tensor:
         """Weight of the frozen language-model head: (vocabulary, width)."""
         causal: Any = self.model.get_base_model()
         return causal.get_output_embeddings().weight
 
+    @property
+    def own_weight(self) -> Tensor:
+        """`output_weight` without the glossary's tokens: the head of the base as it came."""
+        return self.output_weight[: min(self.added, default=None)]
+
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Within this block the top is the base's: LoRA is switched off."""
-        with self.model.disable_adapter():
-            yield
+        self._touched = False
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self._touched = True
 
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that learn, by name, whichever adapter is in use."""
@@ -91,16 +111,22 @@ def _linear_maps(layer: nn.Module) -> set[str]:
 
 
 def adapt(base: Base, heads: Mapping[str, nn.Module], *, layers: int = 2, rank: int = 16, alpha: int = 32,
-          seed: int = 0, adapters: Collection[str] = (DEFAULT,)) -> Top:  # fmt: skip
+          seed: int = 0, adapters: Collection[str] = (DEFAULT,), steer: bool = False) -> Top:  # fmt: skip
     """A fresh top over `base`, each LoRA drawn from `seed` exactly as plain PEFT on the whole model would draw it.
 
-    adapters: their names; "default", PEFT's own name for the only one, is always among them.
+    adapters: their names; "default", PEFT's own name for the only one, is always among them. steer: let the last
+    layers' attention lean towards the glossary's tokens.
     """
     config = lora_config(base, layers=layers, rank=rank, alpha=alpha)
     with quiet():
         torch.manual_seed(seed)
-        model = get_peft_model(split_top(base, layers), config)
+        split = split_top(base, layers)
+        model = get_peft_model(split, config)
         for name in sorted(set(adapters) - {DEFAULT}):
             torch.manual_seed(seed)
             model.add_adapter(name, config)
-    return Top(model, heads)
+    if not (steer and base.added):
+        return Top(model, heads, base.added)
+    leaning = Steer(layers, int(base.model.config.num_attention_heads))
+    leaning.attach([cast(Any, layer).self_attn for layer in base.layers_of(split)[-layers:]])
+    return Top(model, {**heads, STEER: leaning}, base.added)

@@ -57,6 +57,7 @@ def depends_on(base: Base, layers: int, dtype: str) -> dict[str, object]:
         "depth": base.depth - layers,
         "compute": str(base.model.dtype),
         "dtype": dtype,
+        **({"rows": base.rows} if base.rows else {}),
     }
 
 

@@ -23,10 +23,13 @@ from domainkit import assets
 from domainkit.data.mix import split
 from domainkit.data.tokens import sequences
 from domainkit.evaluate import report
+from domainkit.glossary import Glossary, Term
 from domainkit.kinds import Corpus, Kind, Prepared, lm, load_kind, make_kind
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, batches, collate
+from domainkit.model.folder import read_tokenizer
+from domainkit.model.lexicon import teach
 from domainkit.model.split import Trunk
 from domainkit.model.top import Top, adapt
 from domainkit.model.trunk import forward
@@ -43,11 +46,6 @@ SHIPPED = sorted(path.parent.name for path in (assets.ROOT / "tasks").glob("*/do
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def base(tiny_base: Path) -> Base:
-    return load_base(tiny_base, bits=32)
 
 
 # Every kind, every task
@@ -72,17 +70,26 @@ def every_task() -> list[Task]:
 SUBJECTS = (
     (
         "bank rate loan margin credit asset deposit reserve inflation market price",
-        "银行贷款利率存款准备金市场价格信用资产",
+        "银行 利率 贷款 差额 信用 资产 存款 准备金 膨胀 市场 价格",
     ),
     (
         "ship river wind sail harbour wave storm captain island voyage anchor",
-        "轮船河流风帆港口海浪风暴船长岛屿航行海岸",
+        "轮船 河流 和风 风帆 港口 海浪 风暴 船长 岛屿 航行 船锚",
     ),
     (
         "seed soil root flower garden rain harvest leaf branch orchard farmer",
-        "种子土壤花园雨水收获树叶果园农民田野草地",
+        "种子 土壤 根系 花朵 花园 雨水 收获 树叶 枝条 果园 农民",
     ),
 )
+WORDS = [pair for en, zh in SUBJECTS for pair in zip(en.split(), zh.split(), strict=True)]
+GLOSSARY = Glossary("desk", tuple(Term(en, en, (zh,), (), "desk", "hand") for en, zh in WORDS), Path("desk.tsv"), "0")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """The tiny base with tokens for the words of the subjects."""
+    own = load_base(tiny_base, bits=32)
+    return teach(own, GLOSSARY, [], [], tokens=0, seed=0, cache=tmp_path_factory.mktemp("rows")).base
 
 
 def examples(language: str, seed: str, documents: int = 24) -> list[Example]:
@@ -94,7 +101,7 @@ def examples(language: str, seed: str, documents: int = 24) -> list[Example]:
         words = english.split()
         for paragraph in range(3):
             if language == "zh":
-                text = "。".join("".join(draw.choices(chinese, k=12)) for _ in range(3)) + "。"
+                text = "。".join("".join(draw.choices(chinese.split(), k=6)) for _ in range(3)) + "。"
             else:
                 frame = "The {} of the {} was in the {} with a {}."
                 text = " ".join(frame.format(*draw.choices(words, k=4)) for _ in range(3))
@@ -112,6 +119,7 @@ def corpus(sources: Sequence[Source], *, held_out: bool = True) -> Corpus:
         CONTEXT,
         seed=0,
         held_out=held_out,
+        glossary=GLOSSARY,
     )
 
 
@@ -168,7 +176,7 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
     if prepared.check:
         kind.settle(top, some_batches(base, prepared.check), prepared.labels)
     top.eval()
-    outcome = kind.evaluate(top, some_batches(base, prepared.test), prepared, 0)
+    outcome = kind.evaluate(top, lambda found: some_batches(base, found), prepared, 0)
     assert outcome.scores and outcome.baseline and outcome.summary
     assert all(isinstance(score, Score) and score.low <= score.value <= score.high for score in outcome.scores.values())
     made = report(
@@ -183,8 +191,10 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
 
 def assert_prepared(prepared: Prepared) -> None:
     assert prepared.train and prepared.test
-    parts = [{s.group for s in part} for part in (prepared.train, prepared.check, prepared.test)]
-    assert sum(map(len, parts)) == len(set().union(*parts)), "a document stands on two sides"
+    for one, others in ((prepared.train, prepared.check + prepared.test), (prepared.check, prepared.test)):
+        groups, labels = {s.group for s in one}, {s.label for s in one}
+        both = [s for s in others if s.group in groups and s.label in labels]
+        assert not both, "a document stands on two sides, and not to test a label that is new"
     assert all(2 <= len(s.ids) <= CONTEXT and s.bytes > 0 and s.group for s in prepared.sequences)
     if prepared.labels:
         assert list(prepared.labels) == sorted(set(prepared.labels))
@@ -229,9 +239,9 @@ def flat(predictions: Sequence[object]) -> list[object]:
 @pytest.mark.parametrize("name", KINDS)
 def test_given_data_is_test_data_all_of_it(name: str, base: Base) -> None:
     """What a user hands to `eval` is neither split nor sampled."""
-    prepared = load_kind(bare(name)).prepare(corpus(SOURCES[:1], held_out=False), base)
+    prepared = load_kind(bare(name)).prepare(corpus(SOURCES[2:3], held_out=False), base)
     assert prepared.train == ()
-    assert {s.group for s in prepared.test} == {f"ours:{i}" for i in range(24)}
+    assert {s.group for s in prepared.test} == {f"theirs:{i}" for i in range(24)}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -242,8 +252,9 @@ def test_too_little_text_is_one_clear_error(name: str, base: Base, ids: tuple[st
     few = [Example("too short" if id == "short" else text, label="a", id=id) for id in ids]
     learned, held = split([Example("", id="to learn"), Example("", id="to test")])
     assert [e.id for e in (*learned, *held)] == ["to learn", "to test"]
+    given = replace(corpus(SOURCES[:1]), examples={"ours": few})
     with pytest.raises(UserError):
-        load_kind(bare(name)).prepare(Corpus("finance", {"ours": few}, {"ours": "domain"}, CONTEXT, 0), base)
+        load_kind(bare(name)).prepare(given, base)
 
 
 # Language adaptation
@@ -321,7 +332,7 @@ def test_bits_per_byte_of_a_uniform_model(tmp_path: Path) -> None:
         dict(base.model.named_parameters())["lm_head.weight"].zero_()  # every token is as likely as any other
     kind = language()
     prepared = kind.prepare(corpus(SOURCES), base)
-    outcome = kind.evaluate(adapt(base, {}, layers=2).eval(), some_batches(base, prepared.test), prepared, 0)
+    outcome = kind.evaluate(adapt(base, {}, layers=2).eval(), lambda found: some_batches(base, found), prepared, 0)
     for name in by_slice(prepared.test):
         own = [s for s in prepared.test if s.slice == name]
         expected = math.log2(512) * sum(len(s.ids) - 1 for s in own) / sum(s.bytes for s in own)
@@ -330,13 +341,27 @@ def test_bits_per_byte_of_a_uniform_model(tmp_path: Path) -> None:
         assert outcome.scores[f"change_percent/{name}"].value == pytest.approx(0, abs=1e-4)
 
 
-def test_the_base_in_the_report_is_the_untouched_one(base: Base) -> None:
-    kind = language()
+def test_the_base_beside_a_glossary_is_the_one_without(base: Base, tiny_base: Path) -> None:
+    """Not the base with new tokens, nor on them: what `load_base` gives, on the same text in its own tokens."""
+    kind, own = language(), load_base(tiny_base, bits=32)
+    prepared = kind.prepare(corpus(SOURCES), base)
+    assert any(i in base.added for s in prepared.test for i in s.ids)
+    assert not any(i in base.added for s in prepared.plain for i in s.ids)
+    assert sum(s.bytes for s in prepared.plain) == sum(s.bytes for s in prepared.test)
+    taught, untaught = adapt(base, {}, layers=2).eval(), adapt(own, {}, layers=2).eval()
+    found = kind.evaluate(taught, lambda found: some_batches(base, found), prepared, 0)
+    alone = kind.evaluate(untaught, lambda found: some_batches(own, found), Prepared((), prepared.plain), 0)
+    for name, score in alone.baseline["base"].items():
+        assert found.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
+
+
+def test_the_base_in_the_report_is_the_untouched_one(tiny_base: Path) -> None:
+    kind, base = language(), load_base(tiny_base, bits=32)
     prepared = kind.prepare(corpus(SOURCES[:2]), base)
     fresh, moved = adapt(base, {}, layers=2).eval(), adapt(base, {}, layers=2)
     train(kind, moved, base, prepared)
     before, after = (
-        kind.evaluate(top.eval(), some_batches(base, prepared.test), prepared, 0) for top in (fresh, moved)
+        kind.evaluate(top.eval(), lambda found: some_batches(base, found), prepared, 0) for top in (fresh, moved)
     )
     for name, score in before.baseline["base"].items():
         assert after.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
@@ -354,8 +379,8 @@ texts = st.text(letters | st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(base: Base) -> object:
-    return base.tokenizer
+def tokenizer(tiny_base: Path) -> object:
+    return read_tokenizer(tiny_base)
 
 
 @given(text=texts, context=st.integers(6, 40))

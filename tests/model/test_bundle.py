@@ -186,7 +186,7 @@ def test_the_record_comes_back(run: Path, base: Base) -> None:
 def test_the_card_names_the_base_and_says_how_to_load(run: Path, base: Base) -> None:
     card = (run / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
-    assert base.sha256 in card and "PeftModel.from_pretrained" in card and "- Macro F1 0.9." in card
+    assert base.sha256 in card and "AutoPeftModelForCausalLM.from_pretrained" in card and "- Macro F1 0.9." in card
 
 
 # What is refused

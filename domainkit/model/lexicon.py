@@ -1,0 +1,103 @@
+"""Teach a base the terms of a glossary: tokens for them, rows that mean something, and proof that they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import safe_open
+
+from domainkit.files import write_atomic
+from domainkit.glossary import Glossary, is_chinese
+from domainkit.model.base import Base
+from domainkit.model.rows import (
+    DEPTH,
+    Rows,
+    Window,
+    distil,
+    extend,
+    mean_rows,
+    mismatch,
+    random_rows,
+    second_moment,
+    start_rows,
+    windows,
+)
+from domainkit.model.vocab import Vocabulary, choose, inject
+
+CHECK = 2_500  # held-out tokens that the rows are compared on
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A base that speaks the terms, and what it took."""
+
+    base: Base
+    vocabulary: Vocabulary
+    mismatch: Mapping[str, float]  # "random", "mean", "distilled", … → see rows.mismatch, on held-out text
+
+
+def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], *, tokens: int, seed: int,
+          cache: Path, progress: Callable[[int], None] = lambda tokens: None) -> Taught:  # fmt: skip
+    """Give the terms of `glossary` tokens of their own and learn their embedding rows.
+
+    learn: the texts that decide which forms get a token and that the rows are distilled on. check: texts kept from
+    that, on which the rows are compared. tokens: base tokens to distil on; 0 leaves the mean rows. cache: folder that
+    keeps distilled rows, so that a second run with the same base, terms and texts finds them.
+    """
+    vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
+    if not vocabulary.forms:
+        return Taught(base, vocabulary, {})
+    tokenizer = inject(base.tokenizer, vocabulary)
+    rows, first = mean_rows(base, vocabulary), vocabulary.first
+    if not tokens:
+        return Taught(extend(base, tokenizer, first, rows), vocabulary, {})
+    found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
+    path = cache / f"{_key(base, vocabulary, found, seed)}.safetensors"
+    if not path.exists():
+        moment = second_moment(base, found)
+        start = start_rows(base, vocabulary, rows, moment)
+        learned = distil(base, first, start.input, found, seed=seed, moment=moment if base.tied else None,
+                         progress=progress)  # fmt: skip
+        held = windows(check, base, tokenizer, first, tokens=CHECK)
+        variants = {
+            "random": random_rows(base, vocabulary, seed).input,
+            "mean, with translation": mean_rows(base, vocabulary, counterparts(base, glossary, vocabulary)).input,
+            "mean": rows.input,
+            "distilled": learned,
+        }
+        told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
+        tensors, facts = {"rows": learned}, {"mismatch": json.dumps(told)}
+        write_atomic(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata=facts))
+    with safe_open(path, "pt") as file:
+        rows = Rows(file.get_tensor("rows"), rows.output)
+        told = json.loads(file.metadata()["mismatch"])
+    return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
+
+
+def counterparts(base: Base, glossary: Glossary, vocabulary: Vocabulary) -> dict[int, list[int]]:
+    """For each new token the base's tokens of the standard term in the other language."""
+    terms = {term.id: term for term in glossary.terms}
+
+    def other(form: str, term_id: str) -> list[int]:
+        term = terms[term_id]
+        return base.tokenizer.encode(f" {term.en}" if is_chinese(form) else term.zh[0], add_special_tokens=False)
+
+    pairs = zip(vocabulary.forms, vocabulary.terms, strict=True)
+    return {i: other(form, term_id) for i, (form, term_id) in enumerate(pairs)}
+
+
+def _with_pairs(glossary: Glossary, texts: Iterable[str]) -> Iterable[str]:
+    """The texts, then a line for each term: what no text holds is met at least beside its translation."""
+    yield from texts
+    yield from (f"{term.zh[0]}: {term.en}" for term in glossary.terms)
+
+
+def _key(base: Base, vocabulary: Vocabulary, found: Sequence[Window], seed: int) -> str:
+    """What distilled rows depend on."""
+    of = (base.sha256, base.bits, str(base.model.dtype), DEPTH, seed, vocabulary.forms, [(w.old, w.new) for w in found])
+    return sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -1,0 +1,210 @@
+"""A request made concrete: the base loaded and taught the glossary, every task's data read and tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any
+
+from domainkit.assets import cache_dir
+from domainkit.data.mix import split
+from domainkit.data.read import read
+from domainkit.evaluate import versions
+from domainkit.glossary import Glossary
+from domainkit.kinds import Corpus, Kind, Prepared, load_kind
+from domainkit.model import bundle
+from domainkit.model.base import Base, load_base
+from domainkit.model.lexicon import Taught, teach
+from domainkit.model.split import check_split
+from domainkit.progress import bar, say
+from domainkit.spec import Domain, Source, Task, Training
+from domainkit.types import Example, UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of `finetune`; the fields are the options of the command line."""
+
+    domain: str
+    base: str = "smollm2-135m"
+    out: Path | None = None
+    tasks: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()  # "PATH" for the first task or "TASK=PATH"
+    limit: int | None = None  # documents of each source
+    resume: bool = False
+    seed: int = 0
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    hub: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A request made concrete: the domain, the base, and every task with its data ready."""
+
+    domain: Domain
+    base: Base
+    kinds: Mapping[str, Kind]
+    prepared: Mapping[str, Prepared]
+    data: Mapping[str, Any]  # source → path, SHA-256
+    taught: Taught | None = None  # the glossary's tokens, if it has one
+    glossary: Glossary | None = None
+
+
+def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: bool = False) -> Setting:
+    """Load the base, teach it the glossary, read and tokenize every task's data.
+
+    run: a finished one, to be evaluated: test data only, its own labels and glossary tokens. dry: leave out what takes
+    long and changes no count.
+    """
+    record = bundle.read(run) if run else None
+    glossary = _glossary(domain)
+    tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
+    given = _given(request.data, tasks)
+    kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
+    base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
+    if record:
+        bundle.check_base(record, base)
+    check_split(base, domain.training.layers)
+    sources = {task.name: _sources(task, given.get(task.name), alone=record is not None) for task in tasks}
+    examples = {
+        name: {s.name: list(_few(read(s.path, language=s.language, source=s.name), request.limit)) for s in found}
+        for name, found in sources.items()
+    }
+    taught = None
+    if run and record:
+        base = bundle.restore_rows(run, base, record)
+    elif glossary:
+        taught = _teach(base, glossary, examples, domain.training, request.seed, dry=dry)
+        base = taught.base
+    if not (request.tasks or base.added):
+        tasks = _wordless(tasks)
+    prepared: dict[str, Prepared] = {}
+    for task in tasks:
+        corpus = Corpus(
+            domain.name,
+            examples[task.name],
+            {s.name: s.part for s in sources[task.name]},
+            domain.training.context,
+            request.seed,
+            held_out=not (record and task.name in given),
+            glossary=glossary,
+        )
+        ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
+        if record:
+            ready = replace(ready, train=(), check=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
+        prepared[task.name] = ready
+    kinds = {task.name: kinds[task.name] for task in tasks}
+    data = {f"{name}/{s.name}": _provenance(s.path) for name in kinds for s in sources[name]}
+    return Setting(domain, base, kinds, prepared, data, taught, glossary)
+
+
+def _glossary(domain: Domain) -> Glossary | None:
+    """The domain's glossary; a file's path is taken from the domain's folder first."""
+    name = domain.training.glossary
+    beside = domain.path / name
+    return Glossary.load(str(beside) if beside.is_file() else name) if name else None
+
+
+def _wordless(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that can do without tokens for the terms of a glossary."""
+    for task in tasks:
+        if task.kind == "terms":
+            say(f"task {task.name} is left out: it asks for terms, and they have no tokens of their own")
+    return [task for task in tasks if task.kind != "terms"]
+
+
+def _teach(base: Base, glossary: Glossary, examples: Mapping[str, Mapping[str, Sequence[Example]]],
+           training: Training, seed: int, *, dry: bool) -> Taught:  # fmt: skip
+    """Tokens for the glossary's terms, learned from what the tasks may learn from."""
+    every = {(source, e.text): e for found in examples.values() for source, some in found.items() for e in some}
+    learn, check = split(every.values())
+    tokens = 0 if dry else training.glossary_tokens
+    with bar("terms", tokens) as advance:
+        return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
+                     cache=cache_dir() / "rows", progress=advance)  # fmt: skip
+
+
+def describe(request: Request, setting: Setting) -> bundle.Record:
+    """The record of a run."""
+    base, domain = setting.base, setting.domain
+    tasks = {
+        name: {
+            "kind": domain.task(name).kind,
+            "adapter": p.adapter,
+            "labels": list(p.labels),
+            "settings": dict(domain.task(name).settings),
+        }
+        for name, p in setting.prepared.items()
+    }
+    return bundle.Record(
+        domain=domain.name,
+        base={"name": base.name, "sha256": base.sha256, "bits": base.bits, "attention": base.attention},
+        training=asdict(domain.training),
+        tasks=tasks,
+        seed=request.seed,
+        files=dict(domain.hashes),
+        data=dict(setting.data),
+        versions=versions(),
+        limit=request.limit,
+        glossary=_spoken(setting),
+    )
+
+
+def _spoken(setting: Setting) -> dict[str, Any]:
+    """What a run's record says of its glossary."""
+    if not (setting.glossary and setting.taught and setting.base.added):
+        return {}
+    base, taught = setting.base, setting.taught
+    return {
+        "name": setting.glossary.name,
+        "sha256": setting.glossary.sha256,
+        "rows": base.rows,
+        "first": taught.vocabulary.first,
+        "tokens": len(base.added),
+        "megabytes": round(len(base.added) * base.width * 4 / 1e6 * (1 if base.tied else 2), 1),
+        "left_out": dict(taught.vocabulary.left_out),
+        "mismatch": dict(taught.mismatch),
+    }
+
+
+def _given(data: Sequence[str], tasks: Sequence[Task]) -> dict[str, Path]:
+    """`--data PATH` (for the first task) and `--data TASK=PATH` as task → path."""
+    given: dict[str, Path] = {}
+    names = [task.name for task in tasks]
+    for text in data:
+        task, equals, path = text.partition("=")
+        if equals and task in names:
+            given[task] = Path(path).expanduser()
+        elif equals and not Path(text).exists():
+            raise UserError(f"unknown task {task!r}", where=f"--data {text}", instead=f"one of {names}")
+        else:
+            given[names[0]] = Path(text).expanduser()
+    return given
+
+
+def _sources(task: Task, given: Path | None, *, alone: bool) -> tuple[Source, ...]:
+    """A task's sources; the user's own data stands in for its domain text, or (`alone`) for all of it."""
+    if given is None:
+        return task.sources
+    general = () if alone else tuple(s for s in task.sources if s.part == "general")  # stays in the mixture
+    return (Source(path=given.absolute(), part="domain", language="", name=given.name), *general)
+
+
+def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
+    """All examples, or `limit` of them that only their text decides, so that every run picks the same."""
+    if limit is None:
+        return examples
+    return nsmallest(limit, examples, key=lambda e: sha256(e.text.encode()).digest())
+
+
+def _provenance(path: Path) -> dict[str, str]:
+    """Where data came from: path, format, and the SHA-256 of the file (or of the names and hashes below a folder)."""
+    if path.is_file():
+        return {"path": str(path), "sha256": bundle.digest(path), "format": path.name.partition(".")[2]}
+    lines = [f"{p.relative_to(path)} {bundle.digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+    return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": "folder"}

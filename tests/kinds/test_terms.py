@@ -1,0 +1,297 @@
+"""Questions about terms: cut right, never asked on both sides, judged among the right candidates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from domainkit.data.mix import split
+from domainkit.glossary import Term
+from domainkit.kinds import Corpus, Prepared, terms
+from domainkit.model import bundle
+from domainkit.model.base import Base, load_base
+from domainkit.model.lexicon import teach
+from domainkit.model.top import Top, adapt
+from domainkit.nets.heads import Answers
+from domainkit.types import Example, UserError
+from domainkit.types import Sequence as Tokens
+from tests.kinds.test_contract import GLOSSARY, SOURCES, batch_of, corpus
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HELD = 0.4  # share of the terms never asked
+REST = "其余文字各不相同而且足够长以便留下"  # a document shorter than 20 characters is dropped
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    own = load_base(tiny_base, bits=32)
+    return teach(own, GLOSSARY, [], [], tokens=0, seed=0, cache=tmp_path_factory.mktemp("rows")).base
+
+
+def kind(**settings: Any) -> terms.Kind:
+    return terms.Kind("ask", terms.Settings(**settings))
+
+
+def given(*texts: str, context: int = 64, held_out: bool = False) -> Corpus:
+    found = [Example(text, id=f"text {i}") for i, text in enumerate(texts)]
+    return Corpus("desk", {"own": found}, {"own": "domain"}, context, 0, held_out=held_out, glossary=GLOSSARY)
+
+
+def asked(base: Base, found: Sequence[Tokens]) -> list[str]:
+    return [str(base.tokenizer.decode(list(s.ids[1:]))) for s in found]
+
+
+def labels(found: Sequence[Tokens], slice: str | None = None) -> set[str]:
+    return {s.label for s in found if slice in (None, s.slice)}
+
+
+# What is asked
+
+
+def test_a_query_is_the_line_around_the_term_then_the_term(base: Base) -> None:
+    text = f"{REST}\n黄宇贷款宙洪荒日月盈昃{REST}\n辰宿列张寒市场\n来暑往{REST}"
+    prepared = kind(window=4).prepare(given(text), base)
+    assert set(asked(base, prepared.test)) == {"黄宇贷款宙洪荒日\n贷款 =", "宿列张寒市场\n市场 ="}
+    query = next(s for s in prepared.test if s.label == "loan")
+    assert query.ids[0] == base.prefix_id
+    assert (query.group, query.bytes) == ("text 0", len("黄宇贷款宙洪荒日\n贷款 =".encode()))
+
+
+def test_without_a_window_the_term_stands_alone(base: Base) -> None:
+    assert asked(base, kind(window=0).prepare(given(f"{REST}贷款{REST}"), base).test) == ["贷款\n贷款 ="]
+
+
+def test_a_query_longer_than_the_context_loses_its_start(base: Base) -> None:
+    whole, cut = (kind().prepare(given(f"{REST}贷款{REST}", context=n), base).test[0] for n in (500, 24))
+    assert len(whole.ids) > 24 == len(cut.ids)
+    assert cut.ids == (base.prefix_id, *whole.ids[-23:])
+
+
+def test_a_sentence_that_gives_the_answer_away_is_not_asked(base: Base) -> None:
+    texts = (f"{REST}贷款（Loan）{REST}", f"{REST}贷款，市场。{REST}")
+    prepared = kind().prepare(given(*texts), base)
+    assert {(s.label, s.group) for s in prepared.test} == {("loan", "text 1"), ("market", "text 1")}
+
+
+def test_english_terms_are_not_asked(base: Base) -> None:
+    with pytest.raises(UserError, match="too few Chinese terms"):
+        kind().prepare(given("The rate of the bank was in the market with a loan and a margin."), base)
+
+
+def test_terms_that_share_a_token_are_no_candidates(base: Base) -> None:
+    twin = Term("loan-2", "loan", ("借款",), (), "desk", "hand")
+    words = Term("words", "no token of its own", ("词语",), (), "desk", "hand")
+    glossary = replace(GLOSSARY, terms=(*GLOSSARY.terms, twin, words))
+    prepared = kind().prepare(replace(given(f"{REST}贷款和借款，市场，词语{REST}"), glossary=glossary), base)
+    assert set(prepared.labels) == {t.id for t in GLOSSARY.terms} - {"loan"}
+    assert labels(prepared.test) == {"market"}
+    head: Any = kind().head(base, prepared)
+    assert [base.tokenizer.decode([i]) for i in head.ids.tolist()] == [f" {label}" for label in prepared.labels]
+
+
+# Which side of the fence
+
+
+@pytest.fixture(scope="module")
+def prepared(base: Base) -> Prepared:
+    return kind(held_terms=HELD, train_queries=60, test_queries=30).prepare(corpus(SOURCES), base)
+
+
+def test_held_out_terms_are_never_trained_on(prepared: Prepared) -> None:
+    trained = labels(prepared.train)
+    assert labels(prepared.test, terms.CONTEXTS) <= trained
+    assert trained.isdisjoint(labels(prepared.test, terms.TERMS))
+    assert labels(prepared.test, terms.CONTEXTS) and labels(prepared.test, terms.TERMS)
+    assert len(trained) > len(prepared.labels) / 3
+
+
+def test_known_terms_are_tested_in_held_out_documents_only(prepared: Prepared) -> None:
+    learned, held = split(e for found in corpus(SOURCES).examples.values() for e in found)
+    assert {s.group for s in prepared.train} <= {e.group for e in learned}
+    assert {s.group for s in prepared.test if s.slice == terms.CONTEXTS} <= {e.group for e in held}
+
+
+def test_terms_that_training_had_no_room_for_are_in_no_slice(base: Base) -> None:
+    few = kind(held_terms=HELD, train_queries=3).prepare(corpus(SOURCES), base)
+    more = kind(held_terms=HELD).prepare(corpus(SOURCES), base)
+    assert labels(few.test, terms.CONTEXTS) <= labels(few.train) and len(few.train) == 3
+    assert labels(few.test, terms.TERMS) == labels(more.test, terms.TERMS)
+
+
+def test_a_sentence_of_the_learning_side_is_no_new_context(base: Base) -> None:
+    """The same words may stand in many documents."""
+    found = [replace(e, text=f"{e.text}\n依法贷款为限") for e in corpus(SOURCES).examples["theirs"]]
+    made = kind(held_terms=0.0).prepare(replace(corpus(SOURCES), examples={"theirs": found}), base)
+    trained, tested = (set(asked(base, part)) for part in (made.train, made.test))
+    assert "依法贷款为限\n贷款 =" in trained
+    assert tested and trained.isdisjoint(tested)
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_each_term_once_before_any_twice(base: Base, more: int) -> None:
+    known = labels(kind(held_terms=HELD).prepare(corpus(SOURCES), base).train)
+    made = kind(held_terms=HELD, train_queries=len(known) + more).prepare(corpus(SOURCES), base)
+    assert sorted(Counter(s.label for s in made.train).values()) == [1] * (len(known) - more) + [2] * more
+
+
+def test_the_same_texts_give_the_same_queries_in_whatever_order_they_come(base: Base, prepared: Prepared) -> None:
+    found = corpus(SOURCES)
+    turned = replace(found, examples={name: list(found.examples[name])[::-1] for name in reversed(found.examples)})
+    again = kind(held_terms=HELD, train_queries=60, test_queries=30).prepare(turned, base)
+    assert (again.train, again.test, again.labels) == (prepared.train, prepared.test, prepared.labels)
+
+
+def test_of_a_given_file_every_term_is_asked(base: Base) -> None:
+    few = kind(held_terms=HELD, test_queries=1)
+    made = few.prepare(corpus(SOURCES, held_out=False), base)
+    assert made.train == () and {s.slice for s in made.test} == {terms.CONTEXTS, terms.TERMS}
+    whole = kind(held_terms=HELD, train_queries=10**6, test_queries=10**6).prepare(corpus(SOURCES), base)
+    assert set(asked(base, made.test)) >= set(asked(base, whole.sequences))
+
+
+def test_what_cannot_be_asked_is_one_clear_error(base: Base) -> None:
+    wanted = r"ask: asks for terms of a glossary.*instead: a glossary in domain\.toml"
+    with pytest.raises(UserError, match=wanted):
+        kind().prepare(replace(corpus(SOURCES), glossary=None), base)
+    with pytest.raises(UserError, match=wanted):
+        kind().prepare(corpus(SOURCES), replace(base, added=()))
+    for side in split(corpus(SOURCES).examples["theirs"]):  # nothing to test on, nothing to train on
+        with pytest.raises(UserError, match="ask: too few Chinese terms of the glossary"):
+            kind(held_terms=0.0).prepare(replace(corpus(SOURCES), examples={"theirs": side}), base)
+
+
+# What is learned
+
+
+@pytest.fixture
+def top(base: Base, prepared: Prepared) -> Top:
+    torch.manual_seed(0)
+    return adapt(base, bundle.heads_of({"ask": kind().head(base, prepared)}), layers=2).eval()
+
+
+def next_token(base: Base, query: Tokens, candidates: Sequence[str]) -> torch.Tensor:
+    """The whole base model's logits after a query, of the candidates' English terms."""
+    english = {t.id: base.tokenizer.encode(f" {t.en}", add_special_tokens=False) for t in GLOSSARY.terms}
+    with torch.no_grad():
+        logits = base.model(input_ids=torch.tensor([query.ids])).logits[0, -1]
+    return torch.stack([logits[english[label][0]] for label in candidates])
+
+
+def test_it_reads_the_base_models_next_token(base: Base, prepared: Prepared, top: Top) -> None:
+    row = prepared.test[:3]  # packed into one row
+    found = kind().predict(top, batch_of(base, [row]), prepared.labels)
+    for (label, probability), query in zip(found, row, strict=True):
+        expected = next_token(base, query, prepared.labels).softmax(-1)
+        assert label == prepared.labels[int(expected.argmax())]
+        assert probability == pytest.approx(expected.max().item(), rel=1e-4)
+
+
+def test_the_loss_looks_only_at_terms_that_are_asked(base: Base, prepared: Prepared, top: Top) -> None:
+    rows = [(s,) for s in prepared.train[:4]]
+    known = [label for label in prepared.labels if label in labels(prepared.train)]
+    assert len(known) < len(prepared.labels)
+    found = [next_token(base, query, known).log_softmax(-1)[known.index(query.label)] for (query,) in rows]
+    loss = kind().loss(top, batch_of(base, rows), prepared.labels)
+    assert loss.item() == pytest.approx(-sum(map(float, found)), rel=1e-4)
+
+
+# How it is judged
+
+FAMILY = [f"net-interest-{word}" for word in ("income", "margin", "spread", "expense", "revenue")]
+
+
+def test_hard_candidates_are_those_spelled_most_alike() -> None:
+    others = [f"{a}{b}" for a in ("ship", "wind", "leaf", "root", "rain") for b in ("yard", "mill", "let")]
+    candidates = sorted([*FAMILY, *others, *(f"bond {i}" for i in range(10))])
+    found = terms._alike(candidates, ["net-interest-margin", "shipyard"])
+    assert set(found) == {"net-interest-margin", "shipyard"}
+    for term, near in found.items():
+        assert len(set(near)) == len(near) == terms.CANDIDATES == 20
+        assert term in {candidates[i] for i in near}
+    assert {candidates[i] for i in found["net-interest-margin"]} >= set(FAMILY)
+
+
+def test_fewer_labels_are_all_candidates() -> None:
+    assert terms._alike(sorted(FAMILY), FAMILY[:1]) == {FAMILY[0]: [0, 1, 2, 3, 4]}
+    assert terms._alike(["loan"], ["loan"]) == {"loan": [0]}
+
+
+class ByHand(terms.Kind):
+    """Its logits are written by hand: query → those of the adapted model and those of the base."""
+
+    def __init__(self, logits: dict[str, tuple[list[float], list[float]]]) -> None:
+        super().__init__("ask", terms.Settings())
+        self.logits = {name: torch.tensor(both) for name, both in logits.items()}
+
+    def _logits(self, top: Any, batch: Any) -> torch.Tensor:
+        return torch.stack([self.logits[s.digest][top.base] for _, s in batch.placed])
+
+
+def judged(
+    kind: terms.Kind, candidates: Sequence[str], known: Sequence[bool], queries: Sequence[Tokens]
+) -> terms.Outcome:
+    """`evaluate` in batches of two."""
+    top = SimpleNamespace(base=0, heads={"ask": Answers(range(len(candidates)), known)})
+
+    @contextmanager
+    def untouched() -> Iterator[None]:
+        top.base = 1
+        yield
+        top.base = 0
+
+    top.untouched = untouched
+    placed = [SimpleNamespace(placed=[(0, s) for s in queries[i : i + 2]]) for i in range(0, len(queries), 2)]
+    found: Any = top
+    batches: Any = placed
+    return kind.evaluate(found, lambda _: batches, Prepared((), tuple(queries), labels=tuple(candidates)), 0)
+
+
+def query(number: int, label: str, slice: str = terms.CONTEXTS) -> Tokens:
+    return Tokens((0, number), 9, f"document {number}", slice, label)
+
+
+def test_scores_by_slice_and_candidates() -> None:
+    """Quartz is unlike the 20 bonds, so it stands in the way only among all candidates."""
+    candidates = [*(f"bond-{chr(97 + i)}x" for i in range(20)), "quartz", "zephyr"]
+
+    def logits(**at: float) -> list[float]:
+        return [at.get(c.replace("-", "_"), 0.0) for c in candidates]
+
+    queries = [query(1, "bond-ax"), query(2, "bond-ax"), query(3, "bond-bx"), query(4, "bond-cx", terms.TERMS)]
+    mine = [logits(bond_ax=2, quartz=1), logits(bond_ax=1, quartz=2), logits(bond_ax=2, bond_bx=1), logits(bond_cx=1)]
+    by_hand = ByHand({q.digest: (found, logits()) for q, found in zip(queries, mine, strict=True)})
+    outcome = judged(by_hand, candidates, [c != "bond-cx" for c in candidates], queries)
+    assert {name: score.value for name, score in outcome.scores.items()} == pytest.approx(
+        {"top1_all/contexts": 1 / 3, "top1_20/contexts": 2 / 3, "top1_all/terms": 1.0, "top1_20/terms": 1.0}
+    )
+    # A model that says nothing gets the first candidate, not the right one.
+    assert {name: score.value for name, score in outcome.baseline["base"].items()} == pytest.approx(
+        {"top1_all/contexts": 2 / 3, "top1_20/contexts": 2 / 3, "top1_all/terms": 0.0, "top1_20/terms": 0.0}
+    )
+    assert "top1_all/contexts 33.3%" in outcome.summary
+    assert outcome.scores["top1_all/contexts"].low < 1 / 3 < outcome.scores["top1_all/contexts"].high
+
+
+def test_the_slice_is_by_what_the_run_was_asked() -> None:
+    """A given file cannot know that; the run's head does."""
+    queries = [query(1, "bond"), query(2, "loan")]
+    by_hand = ByHand({q.digest: ([1.0, 0.0], [0.0, 1.0]) for q in queries})
+    scores = judged(by_hand, ["bond", "loan"], [True, False], queries).scores
+    assert (scores["top1_all/contexts"].value, scores["top1_all/terms"].value) == (1.0, 0.0)
+
+
+def test_terms_that_the_run_does_not_know_are_left_out() -> None:
+    queries = [query(1, "new"), query(2, "loan"), query(3, "new")]
+    by_hand = ByHand({q.digest: ([0.0, 1.0], [0.0, 1.0]) for q in queries})
+    assert judged(by_hand, ["bond", "loan"], [True, True], queries).scores["top1_all/contexts"].value == 1.0
+    with pytest.raises(UserError, match="ask: no term in the text is one that the run knows"):
+        judged(by_hand, ["bond", "loan"], [True, True], queries[:1])

@@ -63,7 +63,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     """
     record = bundle.read(run) if run else None
     glossary = _glossary(domain)
-    tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
+    tasks = [domain.task(name) for name in request.tasks] or [t for t in domain.tasks if not t.optional]
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
     base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)

@@ -33,7 +33,7 @@ class Training:
     """How the top is trained; [training] in domain.toml."""
 
     glossary: str = ""  # whose terms get tokens of their own: a shipped one, or a TSV file; "" for none
-    glossary_tokens: int = field(default=50_000, metadata={"min": 0})  # read to learn their rows
+    glossary_tokens: int = field(default=40_000, metadata={"min": 0})  # read to learn their rows
     steer: bool = False  # let the last layers' attention lean towards the glossary's tokens
     layers: int = field(default=2, metadata={"min": 1})  # last layers that learn
     rank: int = field(default=16, metadata={"min": 1})  # of the LoRA matrices
@@ -63,6 +63,7 @@ class Task:
     settings: Mapping[str, object]
     adapter: str  # tasks that name the same one train it together
     path: Path
+    optional: bool  # runs only when it is named
     origin: str  # where the settings come from, for messages: the file, and what was laid over it
 
 
@@ -72,6 +73,7 @@ class _TaskFile:
     title: str
     sources: tuple[Source, ...]
     adapter: str = "default"
+    optional: bool = False
     settings: dict = field(default_factory=dict)
 
 
@@ -192,7 +194,9 @@ def _task(path: Path, table: Mapping[str, Any]) -> Task:
         faults.add("no source", "at least one [[sources]] table")
     faults.stop()
     settings = MappingProxyType(own.settings)
-    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, where)
+    return Task(
+        path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, own.optional, where
+    )
 
 
 def _overlays(config: Path | None, overrides: Sequence[str], known: Iterable[str]) -> list[tuple[_Overlay, str]]:

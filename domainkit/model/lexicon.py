@@ -10,6 +10,7 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import safe_open
+from transformers import PreTrainedTokenizerFast
 
 from domainkit.files import write_atomic
 from domainkit.glossary import Glossary, is_chinese
@@ -18,6 +19,7 @@ from domainkit.model.rows import (
     DEPTH,
     Rows,
     Window,
+    calibrate,
     distil,
     extend,
     mean_rows,
@@ -29,7 +31,7 @@ from domainkit.model.rows import (
 )
 from domainkit.model.vocab import Vocabulary, choose, inject
 
-CHECK = 2_500  # held-out tokens that the rows are compared on
+CHECK = 1_500  # held-out tokens that the rows are compared on
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,34 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
     path = cache / f"{_key(base, vocabulary, found, seed)}.safetensors"
     if not path.exists():
-        moment = second_moment(base, found)
-        start = start_rows(base, vocabulary, rows, moment)
-        learned = distil(base, first, start.input, found, seed=seed, moment=moment if base.tied else None,
-                         progress=progress)  # fmt: skip
+        learned = _learn(base, tokenizer, vocabulary, found, learn, seed, progress)
         held = windows(check, base, tokenizer, first, tokens=CHECK)
         variants = {
             "random": random_rows(base, vocabulary, seed).input,
             "mean, with translation": mean_rows(base, vocabulary, counterparts(base, glossary, vocabulary)).input,
             "mean": rows.input,
-            "distilled": learned,
+            "distilled": learned.input,
         }
         told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
-        tensors, facts = {"rows": learned}, {"mismatch": json.dumps(told)}
+        tensors = {"input": learned.input} | ({} if learned.output is None else {"output": learned.output})
+        facts = {"mismatch": json.dumps(told)}
         write_atomic(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata=facts))
     with safe_open(path, "pt") as file:
-        rows = Rows(file.get_tensor("rows"), rows.output)
+        rows = Rows(*(file.get_tensor(name) for name in ("input", "output") if name in file.keys()))  # noqa: SIM118
         told = json.loads(file.metadata()["mismatch"])
     return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
+
+
+def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, found: Sequence[Window],
+           texts: Sequence[str], seed: int, progress: Callable[[int], None]) -> Rows:  # fmt: skip
+    """Rows that read like the tokens they stand for, and are written as often as the texts have them."""
+    mean, moment = mean_rows(base, vocabulary), second_moment(base, found)
+    start = start_rows(base, vocabulary, mean, moment)
+    learned = distil(base, vocabulary.first, start.input, found, seed=seed, moment=moment if base.tied else None,
+                     progress=progress)  # fmt: skip
+    grown = extend(base, tokenizer, vocabulary.first, Rows(learned, start.output))
+    output = calibrate(grown, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+    return Rows(output) if base.tied else Rows(learned, output)
 
 
 def counterparts(base: Base, glossary: Glossary, vocabulary: Vocabulary) -> dict[int, list[int]]:

@@ -60,7 +60,7 @@ SOURCES = (
 
 def bare(kind: str) -> Task:
     """A task that sets nothing."""
-    return Task("bare", kind, "A bare task", SOURCES, {}, "default", Path("bare.toml"), "bare.toml")
+    return Task("bare", kind, "A bare task", SOURCES, {}, "default", Path("bare.toml"), False, "bare.toml")
 
 
 def every_task() -> list[Task]:

@@ -14,6 +14,7 @@ from domainkit.model.lexicon import Taught, counterparts, teach
 from domainkit.model.rows import (
     Rows,
     Window,
+    calibrate,
     distil,
     extend,
     mean_rows,
@@ -148,6 +149,27 @@ def test_shared_rows_keep_the_logits_they_start_with(base: Base, vocabulary: Voc
 
     kept = moment * 100  # as if the states were ten times as long
     assert drift(kept) < 0.8 * drift(None)
+
+
+def test_a_calibrated_token_is_expected_as_often_as_the_text_has_it(base: Base, vocabulary: Vocabulary) -> None:
+    extended = inject(base.tokenizer, vocabulary)
+    texts = list(extended(TEXTS * 2, add_special_tokens=False)["input_ids"])
+    grown = extend(base, extended, vocabulary.first, mean_rows(base, vocabulary))
+
+    def expected() -> torch.Tensor:
+        with torch.no_grad():
+            logits = torch.cat(
+                [grown.model(input_ids=torch.tensor([[grown.prefix_id, *ids]])).logits[0] for ids in texts]
+            )
+        return logits.softmax(-1)[:, vocabulary.first :].mean(0)
+
+    total = sum(map(len, texts))
+    wanted = torch.tensor([sum(ids.count(i) for ids in texts) / total for i in grown.added])
+    before = (expected() - wanted).abs().sum()
+    rows = calibrate(grown, texts)
+    assert (rows - grown.embedding.weight[list(grown.added)]).norm(dim=1).max() < 1
+    grown = extend(grown, extended, vocabulary.first, Rows(rows))
+    assert (expected() - wanted).abs().sum() < 0.5 * before
 
 
 def test_the_same_seed_gives_the_same_rows(base: Base, vocabulary: Vocabulary) -> None:

@@ -46,6 +46,9 @@ Data = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
+MovedBase = Annotated[
+    str | None, typer.Option("--base", metavar="B", help="Where the run's base lies now, if it has moved.")
+]
 Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model hub. Off unless given.")]
 
 
@@ -113,9 +116,7 @@ def finetune(
 def evaluate(
     domain: DomainName,
     run: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [dim]default: runs/DOMAIN[/]")] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="B", help="Where the run's base lies now, if it has moved.")
-    ] = None,
+    base: MovedBase = None,
     task: Tasks = None,
     data: Data = None,
     out: Annotated[
@@ -143,9 +144,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     merged: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the whole model.")],
-    base: Annotated[
-        str | None, typer.Option(metavar="B", help="Where the run's base lies now, if it has moved.")
-    ] = None,
+    base: MovedBase = None,
     bits: Annotated[int, typer.Option(metavar="16|32", help="Bits per weight of the written model.")] = 32,
     hub: Hub = False,
 ) -> None:

@@ -12,11 +12,11 @@ import safetensors.torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
+from domainkit import __version__
 from domainkit.files import write_atomic
 from domainkit.glossary import Glossary, is_chinese
 from domainkit.model.base import Base
 from domainkit.model.rows import (
-    DEPTH,
     Rows,
     Window,
     calibrate,
@@ -59,9 +59,9 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     if not tokens:
         return Taught(extend(base, tokenizer, first, rows), vocabulary, {})
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
-    path = cache / f"{_key(base, vocabulary, found, seed)}.safetensors"
+    path = cache / f"{_key(base, vocabulary, found, [*learn, *check], seed)}.safetensors"
     if not path.exists():
-        learned = _learn(base, tokenizer, vocabulary, found, learn, seed, progress)
+        learned = _learn(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
         held = windows(check, base, tokenizer, first, tokens=CHECK)
         variants = {
             "random": random_rows(base, vocabulary, seed).input,
@@ -79,13 +79,12 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
 
 
-def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, found: Sequence[Window],
+def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows, found: Sequence[Window],
            texts: Sequence[str], seed: int, progress: Callable[[int], None]) -> Rows:  # fmt: skip
     """Rows that read like the tokens they stand for, and are written as often as the texts have them."""
-    mean, moment = mean_rows(base, vocabulary), second_moment(base, found)
+    moment = second_moment(base, found) if base.tied else None
     start = start_rows(base, vocabulary, mean, moment)
-    learned = distil(base, vocabulary.first, start.input, found, seed=seed, moment=moment if base.tied else None,
-                     progress=progress)  # fmt: skip
+    learned = distil(base, vocabulary.first, start.input, found, seed=seed, moment=moment, progress=progress)
     grown = extend(base, tokenizer, vocabulary.first, Rows(learned, start.output))
     output = calibrate(grown, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
     return Rows(output) if base.tied else Rows(learned, output)
@@ -109,7 +108,8 @@ def _with_pairs(glossary: Glossary, texts: Iterable[str]) -> Iterable[str]:
     yield from (f"{term.zh[0]}: {term.en}" for term in glossary.terms)
 
 
-def _key(base: Base, vocabulary: Vocabulary, found: Sequence[Window], seed: int) -> str:
-    """What distilled rows depend on."""
-    of = (base.sha256, base.bits, str(base.model.dtype), DEPTH, seed, vocabulary.forms, [(w.old, w.new) for w in found])
+def _key(base: Base, vocabulary: Vocabulary, found: Sequence[Window], texts: Sequence[str], seed: int) -> str:
+    """What learned rows, and what is told of them, depend on."""
+    of = (__version__, base.sha256, base.bits, str(base.model.dtype), seed, vocabulary.forms, texts,
+          [(w.old, w.new) for w in found])  # fmt: skip
     return sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -73,19 +73,20 @@ def mean_rows(base: Base, vocabulary: Vocabulary, counterparts: Mapping[int, Seq
             torch.stack([weight[list(ids)].float().mean(0) for ids in (own, counterparts.get(i, ())) if ids]).mean(0)
             for i, own in enumerate(vocabulary.pieces)
         ]
-        return torch.stack(rows).cpu() if rows else weight.new_zeros(0, weight.shape[1]).cpu()
+        return torch.stack(rows).cpu()
 
     return Rows(means(base.embedding.weight), None if base.tied else means(base.head.weight))
 
 
-def start_rows(base: Base, vocabulary: Vocabulary, rows: Rows, moment: Tensor) -> Rows:
+def start_rows(base: Base, vocabulary: Vocabulary, rows: Rows, moment: Tensor | None) -> Rows:
     """Where distillation starts from: read like the last of the form's own tokens, written like `rows`, their mean.
 
     The layers above read a word at its last token. Where the output head shares the rows, its states look along few
-    directions (moment: their second moment); there the mean stays, and only what they do not see is exchanged.
+    directions (moment: their second moment; None where it has rows of its own); there the mean stays, and only what
+    they do not see is exchanged.
     """
     last = base.embedding.weight[[ids[-1] for ids in vocabulary.pieces]].float().cpu()
-    if rows.output is not None:
+    if moment is None:
         return Rows(last, rows.output)
     unseen = torch.linalg.inv(torch.eye(base.width) + moment.cpu() / UNSEEN)  # 1 where the head looks nowhere, else 0
     return Rows(rows.input + (last - rows.input) @ unseen)

@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from domainkit.data.tokens import sequences
 from domainkit.kinds import Kind, Prepared, make_kind
+from domainkit.kinds.lm import spoken
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
@@ -63,8 +64,8 @@ class Run:
         name = self._only("lm")
         kind = self._kind(name)
         self.top.use(self.record.tasks[name]["adapter"])
-        pieces = self._tokens(text, self.record.training["context"])
         plain = self._tokens(text, self.record.training["context"], self.base.plain)
+        pieces = [spoken(s, self.base) for s in plain]
         size = sum(s.bytes for s in pieces) * math.log(2)
         adapted = sum(float(kind.predict(self.top, self._batch([s]), ())[0]) for s in pieces)
         base = sum(float(kind.base(self.top, self._batch([s]))[0]) for s in plain)

@@ -46,9 +46,11 @@ class Kind:
             kept = _joined(clean(examples, counts[source]))
             learned, held = split(kept) if corpus.held_out else ([], kept)
             for part, into in ((learned, train), (held, test)):
+                # Held-out text is cut by the base's own tokens, so that the base has read as much before every word.
+                cutter = base.plain or base.tokenizer if into is test else base.tokenizer
                 for example in part:
                     name = _slice(corpus, source, example)
-                    into[name] += sequences(example, base.tokenizer, base.prefix_id, context=corpus.context, slice=name)
+                    into[name] += sequences(example, cutter, base.prefix_id, context=corpus.context, slice=name)
         if corpus.held_out and not (train and test):
             side = "learn from" if not train else "test on"
             raise UserError(f"no text is left to {side}", where=self.name, instead="more or cleaner documents")
@@ -60,7 +62,8 @@ class Kind:
         tested = tuple(s for name in sorted(test) for s in self._sample(test[name], corpus))
         if not tested:
             raise UserError("no text is left after cleaning", where=self.name, instead="more or cleaner documents")
-        return Prepared(chosen, tested, tuple(_plain(tested, base, corpus.context)), tables=tables)
+        own = () if base.plain is None else tested
+        return Prepared(chosen, tuple(spoken(s, base) for s in tested), plain=own, tables=tables)
 
     def _mix(self, train: Mapping[str, Sequence[Tokens]], corpus: Corpus) -> tuple[tuple[Tokens, ...], Table]:
         domain = [name for name in train if not name.startswith("general-")]
@@ -156,14 +159,13 @@ def _targets(batch: Batch) -> Tensor:
     return torch.cat([torch.tensor(s.ids[1:]) for _, s in batch.placed])
 
 
-def _plain(tested: Iterable[Tokens], base: Base, context: int) -> Iterator[Tokens]:
-    """The text of each sequence in the base's own tokens; nothing when these are its tokens already."""
+def spoken(s: Tokens, base: Base) -> Tokens:
+    """A sequence of the base's own tokens in those of the glossary, if there are any: the same text, no more tokens."""
     if base.plain is None:
-        return
-    for s in tested:
-        ids = list(s.ids[1:])
-        text = str(base.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        yield from sequences(Example(text, group=s.group), base.plain, base.prefix_id, context=context, slice=s.slice)
+        return s
+    text = base.plain.decode(list(s.ids[1:]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    ids = base.tokenizer.encode(str(text), add_special_tokens=False, verbose=False)
+    return replace(s, ids=(base.prefix_id, *ids))
 
 
 def _surprise(top: Top, batch: Batch, weight: Tensor) -> list[float]:

@@ -28,7 +28,13 @@ class Span:
     start: int  # characters, half-open
     end: int
     label: str
-    concept: str | None = None
+    concept: str | None = None  # several ids of one composite mention are joined by ","
+    parts: tuple[tuple[int, int], ...] = ()  # characters of each piece, when the mention is discontinuous
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The ids of `concept`; none for a mention that is not linked."""
+        return tuple(self.concept.split(",")) if self.concept else ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from domainkit.data.mix import split
-from domainkit.data.read import read
+from domainkit.data.read import FORMATS, read
 from domainkit.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,67 @@ def test_folder_without_data_and_missing_path(tmp_path: Path) -> None:
 def test_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_bytes(b"x")
     assert "'.docx'" in _fault(tmp_path / "a.docx") and ".parquet" in _fault(tmp_path / "a.docx")
+
+
+PUBTATOR = "1|t|Title.\n1|a|Text.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "text"),
+    [
+        ("a.PubTator", PUBTATOR, "", "Title. Text."),
+        ("a.PubTator.txt", PUBTATOR, "", "Title. Text."),
+        ("a.txt", PUBTATOR, "", "Title. Text."),
+        ("a.txt", "\ufeff\n\n" + PUBTATOR, "", "Title. Text."),
+        ("a.txt", PUBTATOR, "text", PUBTATOR),
+        ("a.dat", PUBTATOR, "pubtator", "Title. Text."),
+        ("a.txt", "See 1|t|Title.", "", "See 1|t|Title."),
+        ("a.iob", "a\tB-X\n", "", "a"),
+        ("a.tsv", "\na NN B-X\n", "", "a"),
+        ("a.tsv", "-DOCSTART-\tO\n\na\tO", "", "a"),
+        ("a.CSV", "dialogue,note\nd,n\n", "", "d"),
+        ("a.log", '{"text": "t"}\n', "jsonl", "t"),
+    ],
+)
+def test_formats_go_by_name_or_beginning_unless_named(
+    tmp_path: Path, name: str, content: str, format: str, text: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert [e.text for e in read(tmp_path / name, format=format)] == [text]
+    if name != "a.dat" and name != "a.log":
+        assert [e.text for e in read(tmp_path, format=format)] == [text]
+
+
+def test_a_table_that_is_no_conll(tmp_path: Path) -> None:
+    """Glossaries are .tsv files too: named by mistake they are refused, in a folder of documents passed over."""
+    (tmp_path / "a.tsv").write_text("term\tgloss\nrate\tinterest\n")
+    message = _fault(tmp_path / "a.tsv")
+    assert "unknown file type '.tsv'" in message and "CoNLL columns, a token and its tag" in message
+    _jsonl(tmp_path / "b.jsonl", {"text": "x"})
+    assert [e.id for e in read(tmp_path)] == ["b.jsonl:1"]
+    with pytest.raises(UserError, match="unknown tag 'gloss'"):
+        read(tmp_path / "a.tsv", format="conll")
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown format 'bioc'; instead: one of \['jsonl', 'text', .*'pubtator'"):
+        read(_jsonl(tmp_path / "a.jsonl", {"text": "x"}), format="bioc")
+
+
+def test_a_folder_of_one_format_leaves_the_others_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.pubtator").write_text(PUBTATOR)
+    _jsonl(tmp_path / "b.jsonl", {"text": "x"})
+    assert [e.id for e in read(tmp_path, format="pubtator")] == ["1"]
+    assert [e.id for e in read(tmp_path)] == ["1", "b.jsonl:1"]
+
+
+def test_every_format_is_reached_by_its_suffixes(tmp_path: Path) -> None:
+    for format, suffixes in FORMATS.items():
+        for suffix in suffixes:
+            (tmp_path / f"a{suffix}").write_bytes(b"")
+            with pytest.raises(UserError, match=r"empty|damaged|beside"):
+                read(tmp_path / f"a{suffix}", format=format)
+            (tmp_path / f"a{suffix}").unlink()
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])

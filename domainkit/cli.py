@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from domainkit.glossary_cli import glossary_app
+from domainkit.graph_cli import graph_app
 from domainkit.types import UserError
 from domainkit.usage import examples
 
@@ -34,6 +35,7 @@ base_app = typer.Typer(
 )
 app.add_typer(base_app, name="base")
 app.add_typer(glossary_app, name="glossary")
+app.add_typer(graph_app, name="graph")
 
 DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help="A shipped domain, or a folder with task files.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="T", help="Only this task (repeatable).")]

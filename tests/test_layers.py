@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
     "types assets usage __version__",
     "files progress fill",
+    "ontology",
     "glossary graph spec score",
-    "report matcher",
+    "report matcher rrf",
     "data",
     "nets",
     "model",
@@ -20,7 +21,7 @@ FLOORS = (  # from the ground up; a name may import only from lines above its ow
     "fit evaluate estimate claim continual",
     "prepare",
     "recipes run",
-    "serve glossary_cli",
+    "serve glossary_cli graph_cli",
     "cli",
     "__init__ __main__",
 )

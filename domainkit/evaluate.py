@@ -56,6 +56,7 @@ def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: P
         summary=outcome.summary,
         title=task.title,
         tables=(*outcome.tables, *prepared.tables),
+        passages=outcome.examples,
         **facts,
     )
 

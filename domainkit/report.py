@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from domainkit.curve import HEIGHT, WIDTH, Curve, plot
 from domainkit.files import write_text
+from domainkit.passages import STATES, Passage, palette
 from domainkit.score import Score
 from domainkit.types import UserError
 
 LOWER_IS_BETTER = ("bits_per_byte",)  # of every other score, more is better
 PAIRED, UNTOUCHED = "change_percent/", "base"  # score "change_percent/x": how "…/x" changed from baseline "base"
-POINTS = 400  # drawn of a curve at most
-WIDTH, HEIGHT = 560.0, 180.0  # of a curve's plotting area, SVG units
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,6 @@ class Table:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]
         if wrong:
             raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, a row has {len(wrong[0])}")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Lines over a common x axis, e.g. the loss over the steps."""
-
-    title: str
-    x: str  # label of the axis
-    y: str
-    series: Mapping[str, tuple[tuple[float, float], ...]]  # name → points
 
 
 @dataclass(frozen=True)
@@ -79,6 +69,7 @@ class Report:
     title: str = ""
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
+    passages: tuple[Passage, ...] = ()  # documents to look at, errors first
 
     def __post_init__(self) -> None:
         """Raises UserError naming every figure that is not finite: JSON has no word for it."""
@@ -137,7 +128,10 @@ class Report:
             f"Domain {_plain(self.domain)}, task {_plain(self.task)} ({_plain(self.kind)}), "
             f"{self.examples:,} examples of the {_plain(self.split)} split.",
             _markdown(Table("Scores", columns, rows)),
-            *(_markdown(table) for table in (*self.tables, *self.label_tables(), *self.provenance())),
+            *(
+                _markdown(table)
+                for table in (*self.tables, *self.label_tables(), *self.passage_tables(), *self.provenance())
+            ),
         ]
         return "\n\n".join(blocks) + "\n"
 
@@ -146,6 +140,11 @@ class Report:
         names = list(dict.fromkeys(name for values in self.per_label.values() for name in values))
         rows = tuple((label, *(of.get(name, "") for name in names)) for label, of in self.per_label.items())
         return [Table("Scores by label", ("label", *names), rows)] if rows else []
+
+    def passage_tables(self) -> list[Table]:
+        """The errors of each passage in words, or nothing; the page shows them in their text."""
+        rows = tuple((passage.title, passage.told()) for passage in self.passages)
+        return [Table("Examples, errors first", ("document", "errors"), rows)] if rows else []
 
     def provenance(self) -> list[Table]:
         """Where the figures come from: the run, its data and the versions of what computed it."""
@@ -172,6 +171,7 @@ def write_index(reports: Sequence[Report], folder: Path) -> Path:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"show": show, "interval": interval, "difference": difference}
     environment.globals |= {"plot": plot, "bar": bar, "is_number": _is_number, "width": WIDTH, "height": HEIGHT}
+    environment.globals |= {"states": STATES, "palette": palette}
     page = environment.from_string(template).render(domain=reports[0].domain, reports=reports)
     write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -219,37 +219,6 @@ def bar(line: Line, lines: Sequence[Line]) -> dict[str, float]:
     return dict(zip(("low", "high", "value", "mark"), places, strict=True))
 
 
-def plot(curve: Curve) -> dict[str, Any] | None:
-    """A curve in SVG units: "series" name → "x,y x,y …", "x" and "y" ticks as (place, label); None without points."""
-    series = {name: points[:: max(1, len(points) // POINTS)] for name, points in curve.series.items() if points}
-    if not series:
-        return None
-
-    every = [point for points in series.values() for point in points]
-    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*every, strict=True))
-
-    def across(x: float) -> float:
-        return round(WIDTH * (x - left) / ((right - left) or 1.0), 1)
-
-    def down(y: float) -> float:
-        return round(HEIGHT * (high - y) / ((high - low) or 1.0), 1)
-
-    return {
-        "series": {name: " ".join(f"{across(x)},{down(y)}" for x, y in points) for name, points in series.items()},
-        "x": [(across(tick), f"{tick:,.10g}") for tick in _ticks(left, right)],
-        "y": [(down(tick), f"{tick:,.10g}") for tick in _ticks(low, high)],
-    }
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """At most six round numbers between low and high."""
-    span = (high - low) or 1.0
-    unit = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(unit * times for times in (1, 2, 5, 10) if span / (unit * times) <= 5)
-    first = math.ceil(low / step - 1e-9)
-    return [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
 def _verdict(name: str, score: Score, beside: Score, change: Score | None) -> str:
     low, high = (change.low, change.high) if change else (score.low - beside.high, score.high - beside.low)
     if low <= 0 <= high:
@@ -272,6 +241,7 @@ def _parse(values: dict[str, Any]) -> Report:
         Curve(c["title"], c["x"], c["y"], {name: tuple((x, y) for x, y in of) for name, of in c["series"].items()})
         for c in values["curves"]
     )
+    values["passages"] = tuple(Passage.parse(p) for p in values.get("passages", ()))  # older reports have none
     return Report(**values)
 
 

@@ -71,6 +71,9 @@ class Sequence:
     group: str  # document it was cut from: the unit of the bootstrap
     slice: str = ""  # what the report shows separately, e.g. "finance-zh"
     label: str = ""
+    offsets: tuple[tuple[int, int], ...] = ()  # of each token: its characters in the example; (0, 0) for the prefix
+    tags: tuple[int, ...] = ()  # of each token: what a tagger should say (`data.bio`)
+    hints: tuple[int, ...] = ()  # of each token: what a gazetteer says (`Gazetteer.hints`)
 
     @cached_property
     def digest(self) -> str:

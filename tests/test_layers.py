@@ -10,12 +10,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
     "types assets usage __version__",
-    "files progress fill",
+    "files progress fill align",
     "ontology",
-    "glossary graph spec score",
-    "report matcher rrf",
+    "glossary graph spec score curve passages",
+    "report spanscore matcher rrf",
     "data",
-    "nets",
+    "nets gazetteer",
     "model",
     "kinds",
     "fit evaluate estimate claim continual",

@@ -8,15 +8,18 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domainkit.report import Curve, Report, Table, bar, plot, show, write_index
+from domainkit.curve import Curve, plot
+from domainkit.passages import Mark, Passage, passages
+from domainkit.report import Report, Table, bar, show, write_index
 from domainkit.score import Score
-from domainkit.types import UserError
+from domainkit.types import Example, Span, UserError
 
 HOSTILE = "<script>alert('x')</script>|\"onload=\"evil()`*&amp;\n# 标题"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -74,6 +77,19 @@ def classified() -> Report:
     )
 
 
+def extracted() -> Report:
+    """With an example that has a mark in every state, some over others, right-to-left text and emoji."""
+    text = "😀 Acute renal failure after قصور ibuprofen 👩‍⚕️ and <salt>."
+    words = {"Acute renal failure": "gold", "renal failure": "wrong", "قصور": "missed", "ibuprofen": "mislinked",
+             "👩‍⚕️": "spurious", "<salt>": "right"}  # fmt: skip
+    marks = tuple(
+        Mark(text.index(word), text.index(word) + len(word), "Disease" if len(word) > 9 else "Chemical", state, "D1")
+        for word, state in words.items()
+    )
+    shown = (Passage("PMID 1", text, marks), Passage("PMID 2", "nothing wrong", (Mark(0, 7, "Chemical", "right"),)))
+    return make(task="ner", kind="ner", passages=shown)
+
+
 class Page(HTMLParser):
     """Checks that tags nest, and collects attributes and what is shown."""
 
@@ -82,6 +98,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.shown = ""
+        self.marked: list[list[str]] = []  # what stands under each <mark> that is open, one entry a mark
         self.feed(text)
         self.close()
         assert not self.open
@@ -100,6 +117,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.shown += data
+        if "mark" in self.open and "li" not in self.open:
+            self.marked.append([data, *(attrs["class"] or "" for tag, attrs in self.tags[-self.open.count("mark") :])])
 
 
 def test_json_keeps_the_contract(tmp_path: Path) -> None:
@@ -110,7 +129,9 @@ def test_json_keeps_the_contract(tmp_path: Path) -> None:
     assert written["data"]["fed"]["format"] == "jsonl"
 
 
-@pytest.mark.parametrize("report", [make(), classified(), make(title=HOSTILE, tables=(), curves=(), baseline={})])
+@pytest.mark.parametrize(
+    "report", [make(), classified(), extracted(), make(title=HOSTILE, tables=(), curves=(), baseline={})]
+)
 def test_round_trip(report: Report, tmp_path: Path) -> None:
     paths = report.write(tmp_path)
     assert [path.name for path in paths] == [f"{report.task}.json", f"{report.task}.md"]
@@ -123,6 +144,25 @@ def test_a_damaged_report_is_one_clear_error(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=r"lm\.json: not a report"):
         Report.read(path)
+
+
+def test_a_report_without_passages_is_readable_and_one_with_odd_keys_is_not(tmp_path: Path) -> None:
+    path = extracted().write(tmp_path)[0]
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["passages"][0]["marks"][1]["state"] == "wrong"
+    old = {key: value for key, value in written.items() if key != "passages"}
+    path.write_text(json.dumps(old))
+    assert Report.read(path) == replace(extracted(), passages=())
+    mark = written["passages"][1]["marks"][0]
+    for odd in (
+        {"figure": 1},
+        {"passages": [written["passages"][0] | {"figure": 1}]},
+        {"passages": [{"title": "", "text": "abc", "marks": [mark]}]},  # beyond the text
+        {"passages": [{"title": "", "text": "nothing", "marks": [mark | {"state": "odd"}]}]},
+    ):
+        path.write_text(json.dumps(written | odd))
+        with pytest.raises(UserError, match="not a report"):
+            Report.read(path)
 
 
 def test_a_missing_report_is_one_clear_error(tmp_path: Path) -> None:
@@ -184,7 +224,7 @@ def test_the_page_shows_every_figure(tmp_path: Path) -> None:
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    text = write_index([make(), classified()], tmp_path).read_text(encoding="utf-8")
+    text = write_index([make(), classified(), extracted()], tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.tags}
     attributes = {name for _, attrs in page.tags for name in attrs}
@@ -209,17 +249,73 @@ def test_hostile_text_is_only_text(tmp_path: Path) -> None:
         versions={HOSTILE: HOSTILE},
         tables=(Table(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
         curves=(Curve(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: ((0, 1),)}),),
+        passages=(Passage(HOSTILE, HOSTILE, (Mark(0, len(HOSTILE), HOSTILE, "missed", HOSTILE),)),),
     )
     text = write_index([report], tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     assert "<script" not in text
     assert "onload" not in {name for _, attrs in page.tags for name in attrs}
-    assert page.shown.count("<script>alert('x')</script>") >= 12
+    assert page.shown.count("<script>alert('x')</script>") >= 15
     markdown = report.markdown()
     assert not re.search(r"(?<!\\)<script", markdown)
     for row in re.findall(r"^\|.*", markdown, re.M):  # no cell breaks out of its row
         assert row.endswith("|")
     assert "\n# 标题" not in markdown
+
+
+def test_the_page_marks_words_with_state_label_and_concept(tmp_path: Path) -> None:
+    text = write_index([extracted()], tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    under = {data: [name.split()[0] for name in names] for data, *names in page.marked}
+    assert under == {
+        "Acute ": ["gold"], "renal failure": ["gold", "wrong"], "قصور": ["missed"], "ibuprofen": ["mislinked"],
+        "👩‍⚕️": ["spurious"], "<salt>": ["right"], "nothing": ["right"],
+    }  # fmt: skip
+    assert (  # words tell the state, not colour alone
+        "😀 Acute renal failuregold Diseasewrong Disease after قصورmissed Chemical ibuprofenmislinked Chemical "
+        "👩‍⚕️spurious Chemical and <salt>Chemical."
+    ) in page.shown
+    for name in ("mark", "b"):
+        hints = {attrs.get("title") for tag, attrs in page.tags if tag == name}
+        assert {"gold Disease: D1", "wrong Disease: D1", "Chemical: D1"} <= hints
+    (first, second) = [attrs for tag, attrs in page.tags if attrs.get("class") == "text"]
+    assert first["dir"] == second["dir"] == "auto"
+    assert page.shown.index("PMID 1") < page.shown.index("PMID 2")
+
+
+def test_a_page_without_passages_speaks_of_none(tmp_path: Path) -> None:
+    assert "Examples" not in Page(write_index([make()], tmp_path).read_text(encoding="utf-8")).shown
+
+
+def test_markdown_tells_the_errors_of_each_passage(tmp_path: Path) -> None:
+    text = extracted().write(tmp_path)[1].read_text(encoding="utf-8")
+    assert "## Examples, errors first\n\n| document | errors |\n" in text
+    assert (
+        "| PMID 1 | wrong Disease: D1 “renal failure”; missed Chemical: D1 “قصور”; "
+        "mislinked Chemical: D1 “ibuprofen”; spurious Chemical: D1 “👩‍⚕️” |\n| PMID 2 | none |" in text
+    )
+
+
+def test_passages_of_predictions_reach_the_page_errors_first(tmp_path: Path) -> None:
+    gold = [Example("nausea and <b>salt</b>", (Span(0, 6, "Disease"),), id=name) for name in ("sound", "faulty")]
+    shown = passages(gold, [gold[0], replace(gold[1], spans=())])
+    text = write_index([make(passages=shown)], tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    assert [(data, names[0].split()[0]) for data, *names in page.marked] == [("nausea", "missed"), ("nausea", "right")]
+    assert page.shown.index("faulty") < page.shown.index("sound")
+    assert "<b>salt" not in text
+    assert "nauseamissed Disease and <b>salt</b>" in page.shown
+
+
+def test_an_outcome_brings_its_examples_into_the_report() -> None:
+    from domainkit.evaluate import report
+    from domainkit.kinds import Outcome, Prepared
+
+    shown = extracted().passages
+    named: Any = SimpleNamespace(name="n", kind="ner", title="t", sha256="", bits=4, attention="")
+    facts = {"data": {}, "adapter_sha256": "", "seconds": 0.0, "seed": 0}
+    outcome = Outcome({}, {}, {}, "", examples=shown)
+    assert report(outcome, named, named, named, Prepared((), ()), **facts).passages == shown
 
 
 def test_markdown_aligns_numerals_to_the_right(tmp_path: Path) -> None:

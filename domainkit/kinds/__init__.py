@@ -13,11 +13,13 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from domainkit.data.mix import split
 from domainkit.fill import fill
 from domainkit.glossary import Glossary
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import DEFAULT, Top
+from domainkit.passages import Passage
 from domainkit.report import Table
 from domainkit.score import Score
 from domainkit.spec import Task
@@ -36,6 +38,19 @@ class Corpus:
     seed: int
     held_out: bool = True  # False: everything is test data (a file given to `eval`)
     glossary: Glossary | None = None  # whose terms have tokens of their own in the base
+    splits: Mapping[str, str] = field(default_factory=dict)  # source name → "train" | "test", where the source says so
+
+    def sides(self) -> tuple[list[Example], list[Example]]:
+        """What to learn from and what is held out: as the sources say, else by the hash of the document."""
+        learned: list[Example] = []
+        held: list[Example] = []
+        for source, examples in self.examples.items():
+            chosen = self.splits.get(source, "") if self.held_out else "test"
+            found = list(examples)
+            train, test = {"train": (found, []), "test": ([], found)}.get(chosen) or split(found)
+            learned += train
+            held += test
+        return learned, held
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class Prepared:
     check: tuple[Tokens, ...] = ()  # kept from training, for `Kind.settle` to choose on
     labels: tuple[str, ...] = ()
     labelled: tuple[Tokens, ...] = ()  # every text with a known label, also beyond `train`: a head may learn from them
+    gold: tuple[Example, ...] = ()  # the documents of `test` as they are annotated
+    depths: int = 0  # how many depths of the trunk stand in the activations beside its output
     adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
     rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
@@ -67,6 +84,7 @@ class Outcome:
     baseline: Mapping[str, Mapping[str, Score]]
     summary: str  # one sentence for people
     tables: tuple[Table, ...] = ()
+    examples: tuple[Passage, ...] = ()  # documents to look at, errors first
 
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations

@@ -68,7 +68,7 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
         sum(distinct.values()),
         sum(trained.values()),
         int(RUNTIME + resident + working),
-        sum(distinct.values()) * width * 2,
+        sum(distinct.values()) * width * (len(training.depths) + 1) * 2,
         terms / speed,
         trunk / speed,
         top / speed,

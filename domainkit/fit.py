@@ -120,6 +120,8 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     KeyboardInterrupt after saving when interrupted once.
     """
     steps = plan_steps(tasks, training, seed)
+    if not steps:  # tasks whose heads are solved, not trained
+        return Fitted((), 0.0)
     for value in top.trainable().values():
         value.requires_grad_(True)  # `use` leaves only one adapter's on, and the optimizer takes what it finds
     objective = Objective(top, kinds, tasks)

@@ -63,7 +63,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     """
     record = bundle.read(run) if run else None
     glossary = _glossary(domain)
-    tasks = [domain.task(name) for name in request.tasks] or [t for t in domain.tasks if not t.optional]
+    tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
     base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
@@ -93,8 +93,10 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
             request.seed,
             held_out=not (record and task.name in given),
             glossary=glossary,
+            splits={s.name: s.split for s in sources[task.name]},
         )
-        ready = replace(kinds[task.name].prepare(corpus, base), adapter=task.adapter)
+        ready = kinds[task.name].prepare(corpus, base)
+        ready = replace(ready, adapter=task.adapter, depths=len(domain.training.depths))
         if record:
             ready = replace(ready, train=(), check=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
         prepared[task.name] = ready

@@ -101,12 +101,13 @@ def activations(setting: Setting) -> Store:
     """Run the trunk over everything the tasks need and the store lacks."""
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
-    store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations)
+    store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
+                             depths=training.depths)  # fmt: skip
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
     with bar("trunk", sum(missing.values())) as advance:
         return trunk.run(
             setting.base, training.layers, sequences, root,
-            disk_gb=training.disk_gb, dtype=training.activations, progress=advance,
+            disk_gb=training.disk_gb, dtype=training.activations, depths=training.depths, progress=advance,
         )  # fmt: skip
 
 

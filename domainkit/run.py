@@ -14,6 +14,7 @@ from peft import PeftModel
 from domainkit.data.tokens import sequences
 from domainkit.kinds import Kind, Prepared, make_kind
 from domainkit.kinds.lm import spoken
+from domainkit.kinds.terms import Query, encode
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
@@ -53,11 +54,17 @@ class Run:
         return [kind.predict(self.top, self._batch([s]), labels)[0] for s in tokens]
 
     def translate(self, term: str, sentence: str = "", task: str | None = None) -> tuple[str, float]:
-        """The glossary's English term (its id) that a Chinese one means in a sentence, and how probable it is."""
+        """The glossary's English term (its id) that a Chinese one means, and their cosine, -1 to 1.
+
+        It is found from the rows that the terms have learned: a sentence is part of the question, but changes nothing.
+        """
         name = self._only("terms", task)
         self.top.use(self.record.tasks[name]["adapter"])
-        query = self._tokens(f"{sentence or term}\n{term} =", self.record.training["context"])[-1:]
-        return self._kind(name).predict(self.top, self._batch(query), self.record.tasks[name]["labels"])[0]
+        asked = " ".join(term.split())
+        query = encode([Query(sentence or asked, asked)], self.base, self.record.training["context"]) if asked else ()
+        if not query:
+            raise UserError("the term is empty, or too long for this run", instead="a Chinese term")
+        return self._kind(name).predict(self.top, self._batch(list(query)), self.record.tasks[name]["labels"])[0]
 
     def bits_per_byte(self, text: str) -> dict[str, float]:
         """How well base and adapted model predict `text`; smaller is better."""
@@ -116,7 +123,9 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     loaded = bundle.restore_rows(folder, loaded, record)
     heads = {}
     for name, task in record.tasks.items():
-        heads[name] = _kind(record, name, folder).head(loaded, Prepared((), (), labels=tuple(task["labels"])))
+        heads[name] = _kind(record, name, folder).head(
+            loaded, Prepared((), (), labels=tuple(task["labels"]), depths=len(record.training["depths"]))
+        )
     training = record.training
     top = adapt(
         loaded, bundle.heads_of(heads), layers=training["layers"], rank=training["rank"], alpha=training["alpha"],

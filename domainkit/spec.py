@@ -26,6 +26,7 @@ class Source:
     part: str = field(metadata={"choices": ("domain", "general")})
     language: str  # ISO 639-1
     name: str = ""  # unique in its task; the file's name without suffix when not given
+    split: str = field(default="", metadata={"choices": ("", "train", "test")})  # "": by the hash of each document
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Training:
     """How the top is trained; [training] in domain.toml."""
 
     glossary: str = ""  # whose terms get tokens of their own: a shipped one, or a TSV file; "" for none
-    glossary_tokens: int = field(default=40_000, metadata={"min": 0})  # read to learn their rows
+    glossary_tokens: int = field(default=30_000, metadata={"min": 0})  # read to learn their rows
     steer: bool = False  # let the last layers' attention lean towards the glossary's tokens
     layers: int = field(default=2, metadata={"min": 1})  # last layers that learn
+    depths: tuple[int, ...] = ()  # layers passed, of the trunk: what leaves them is kept for the heads that read it
     rank: int = field(default=16, metadata={"min": 1})  # of the LoRA matrices
     alpha: int = field(default=32, metadata={"min": 1})  # LoRA scale, times 1 / rank
     learning_rate: float = field(default=3e-3, metadata={"min": 1e-8, "max": 1.0})
@@ -63,7 +65,6 @@ class Task:
     settings: Mapping[str, object]
     adapter: str  # tasks that name the same one train it together
     path: Path
-    optional: bool  # runs only when it is named
     origin: str  # where the settings come from, for messages: the file, and what was laid over it
 
 
@@ -73,7 +74,6 @@ class _TaskFile:
     title: str
     sources: tuple[Source, ...]
     adapter: str = "default"
-    optional: bool = False
     settings: dict = field(default_factory=dict)
 
 
@@ -194,9 +194,7 @@ def _task(path: Path, table: Mapping[str, Any]) -> Task:
         faults.add("no source", "at least one [[sources]] table")
     faults.stop()
     settings = MappingProxyType(own.settings)
-    return Task(
-        path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, own.optional, where
-    )
+    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, where)
 
 
 def _overlays(config: Path | None, overrides: Sequence[str], known: Iterable[str]) -> list[tuple[_Overlay, str]]:

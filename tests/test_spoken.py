@@ -39,8 +39,7 @@ TERMS = (
 ASKS = """
 kind = "terms"
 title = "Finds the English term"
-adapter = "terms"
-settings = { train_queries = 60, test_queries = 20, held_terms = 0.3 }
+settings = { test_queries = 20, held_terms = 0.3 }
 sources = [{ path = "data/bank-zh.jsonl", part = "domain", language = "zh" }]
 """
 TEXT = "商业银行对逾期贷款进行分类管理, and a payment was due."
@@ -78,8 +77,10 @@ def test_the_record_and_every_report_tell_of_the_glossary(desk: Desk) -> None:
     for task in ("lm", "regulation", "terms"):
         report = json.loads((desk.run / "reports" / f"{task}.json").read_text())
         assert any(table["title"] == "Glossary desk" for table in report["tables"])
-    scores = json.loads((desk.run / "reports" / "terms.json").read_text())["scores"]
-    assert {"top1_all/contexts", "top1_20/contexts", "top1_all/terms", "top1_20/terms"} == set(scores)
+    report = json.loads((desk.run / "reports" / "terms.json").read_text())
+    assert {"top1_all/contexts", "top1_20/contexts", "top1_all/terms", "top1_20/terms"} == set(report["scores"])
+    assert {"base", "next token"} == set(report["baseline"])
+    assert report["scores"]["top1_all/contexts"]["value"] == 1
 
 
 def test_plain_peft_loads_the_very_rows(desk: Desk) -> None:
@@ -105,13 +106,12 @@ def test_plain_peft_computes_what_domainkit_computes(desk: Desk) -> None:
 
 def test_every_adapter_brings_the_rows(desk: Desk) -> None:
     added = list(domainkit.load(desk.run).base.added)
-    for name in ("triage", "terms"):
-        model = plain(desk)
-        model.load_adapter(str(desk.run / name), name)
-        model.set_adapter(name)
-        expected = load_file(desk.run / name / "adapter_model.safetensors")
-        key = next(key for key in expected if "embed_tokens" in key)
-        assert torch.equal(model.get_input_embeddings().weight[added], expected[key])
+    model = plain(desk)
+    model.load_adapter(str(desk.run / "triage"), "triage")
+    model.set_adapter("triage")
+    expected = load_file(desk.run / "triage" / "adapter_model.safetensors")
+    key = next(key for key in expected if "embed_tokens" in key)
+    assert torch.equal(model.get_input_embeddings().weight[added], expected[key])
 
 
 def test_a_merged_copy_gives_the_same_logits(desk: Desk, tmp_path: Path) -> None:
@@ -134,6 +134,8 @@ def test_a_run_is_evaluated_with_its_own_tokens(desk: Desk, tmp_path: Path) -> N
     folder = recipes.evaluate(str(desk.domain), run=desk.run, base=str(desk.base), out=tmp_path / "again")
     after = json.loads((folder / "lm.json").read_text())["scores"]
     assert after["bits_per_byte/desk-zh"]["value"] == pytest.approx(before["bits_per_byte/desk-zh"]["value"], rel=1e-5)
+    once, twice = (json.loads((where / "terms.json").read_text()) for where in (desk.run / "reports", folder))
+    assert all(twice[key] == once[key] for key in ("scores", "summary"))
 
 
 def test_generation_speaks_the_new_tokens(desk: Desk) -> None:
@@ -144,8 +146,33 @@ def test_generation_speaks_the_new_tokens(desk: Desk) -> None:
 
 
 def test_a_notebook_asks_for_a_term(desk: Desk) -> None:
-    term, probability = domainkit.load(desk.run).translate("商业银行", "商业银行对逾期贷款进行分类管理。")
-    assert term in {id for id, _, _ in TERMS} and 0 < probability <= 1
+    run = domainkit.load(desk.run)
+    known: Any = run.top.heads["terms"].known
+    learned = {term for term, has in zip(run.record.tasks["terms"]["labels"], known.tolist(), strict=True) if has}
+    found = {id: run.translate(zh, "商业银行对逾期贷款进行分类管理。") for id, _, zh in TERMS if id in learned}
+    assert len(found) > 2 and all(term == id and 0.5 < cosine <= 1 for id, (term, cosine) in found.items())
+    term, cosine = run.translate("贷款")  # no term of the glossary
+    assert term in run.record.tasks["terms"]["labels"] and -1 <= cosine <= 1
+
+
+@pytest.mark.parametrize("term", ["", " \n", "贷款" * 500])
+def test_what_is_no_term_is_refused(desk: Desk, term: str) -> None:
+    with pytest.raises(UserError, match=r"the term is empty, or too long.*instead: a Chinese term"):
+        domainkit.load(desk.run).translate(term)
+
+
+def test_a_run_may_have_nothing_to_train(desk: Desk) -> None:
+    """Terms are solved, not trained: no step is taken, and the run is whole all the same."""
+    ended = command(*desk.line(desk.folder / "solved", "--task", "terms", "--bits", "32"))
+    assert ended.code == 0, ended.err
+    report = json.loads((desk.folder / "solved" / "reports" / "terms.json").read_text())
+    assert report["scores"]["top1_all/contexts"]["value"] == 1 and not report["curves"]
+    assert report["baseline"]["base"] == report["baseline"]["next token"]  # the adapter is as it was drawn
+    own = load_file(desk.folder / "solved" / "adapter_model.safetensors")
+    assert all(not value.any() for name, value in own.items() if ".lora_B." in name)
+    assert domainkit.load(desk.folder / "solved").translate("贷款损失")[0] in {id for id, _, _ in TERMS}
+    dry = command(*desk.line(desk.folder / "dry", "--task", "terms", "--dry-run"))
+    assert dry.code == 0 and "task terms: 0 sequences to train on" in dry.out
 
 
 def test_attention_can_be_steered_and_the_bias_is_kept(desk: Desk) -> None:

@@ -31,3 +31,20 @@ def sequences(example: Example, tokenizer: Any, prefix: int, *, context: int, sl
         size = len(example.text[first:last].encode())
         yield Sequence((prefix, *ids[start:end]), size, group, slice, example.label)
         start = end
+
+
+def overlapping(example: Example, tokenizer: Any, prefix: int, *, context: int, overlap: int) -> Iterator[Sequence]:
+    """Windows of at most `context` tokens, the prefix included, that share `overlap` tokens with their neighbours, each
+    token with its characters in the example: for tasks that say something of every token and want both sides of it.
+
+    overlap: tokens; at most half of the context is shared.
+    """
+    encoded = tokenizer(example.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    group, size = example.group or example.id, context - 1
+    step = max(1, size - min(overlap, size // 2))
+    for start in range(0, max(1, len(ids) - size + step), step):
+        part = tuple(offsets[start : start + size])
+        if part:
+            text = example.text[part[0][0] : part[-1][1]]
+            yield Sequence((prefix, *ids[start : start + size]), len(text.encode()), group, offsets=((0, 0), *part))

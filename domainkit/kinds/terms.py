@@ -1,21 +1,22 @@
-"""Which English term does a Chinese one mean in its sentence? Asked of the model's own next token, no head learned.
+"""Which English term does a Chinese one mean? Answered by the rows that the two have learned, no sentence read.
 
 A query is a stretch of real text, a line break, the Chinese form and " =". The answer is the glossary's English term,
-which is one token; every English term of the glossary is a candidate. Some terms are never asked in training, so the
-report tells learning (known terms in sentences never seen) from generalisation (terms never asked).
+which is one token; every English term of the glossary is a candidate. Nothing is trained: a map from Chinese rows to
+English ones is solved from most of the glossary. The other terms it never learns, so the report tells what it can
+look up (known terms, wherever they occur) from what it infers (terms never learned). Beside it stands the language
+model, whose next token would be the answer if it knew.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
@@ -25,7 +26,7 @@ from domainkit.matcher import Matcher
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
-from domainkit.nets.heads import Answers
+from domainkit.nets.translate import Translator
 from domainkit.report import Table
 from domainkit.score import Score, classification
 from domainkit.types import Example, UserError
@@ -37,9 +38,8 @@ CANDIDATES = 20  # the right term and those whose names are most like it
 
 @dataclass(frozen=True)
 class Settings:
-    train_queries: int = field(default=1500, metadata={"min": 1})
     test_queries: int = field(default=300, metadata={"min": 1})  # of each slice
-    held_terms: float = field(default=0.1, metadata={"min": 0.0, "max": 0.9})  # share of terms never asked in training
+    held_terms: float = field(default=0.1, metadata={"min": 0.0, "max": 0.9})  # share of terms never learned
     window: int = field(default=16, metadata={"min": 0})  # characters of the sentence kept on either side
 
 
@@ -47,9 +47,15 @@ class Settings:
 class Query:
     """A question about one occurrence of a term."""
 
-    text: str
-    term: str  # id of the one that is meant
-    group: str
+    text: str  # where it stands, one line
+    form: str  # as it stands there
+    term: str = ""  # id of the one that is meant
+    group: str = ""
+
+    @property
+    def asks(self) -> str:
+        """The question in full."""
+        return f"{self.text}\n{self.form} ="
 
 
 class Kind:
@@ -68,21 +74,19 @@ class Kind:
         learned, held = split(kept) if corpus.held_out else ([], kept)
         seen, unseen = ([q for e in side for q in self._queries(e, matcher, answers)] for side in (learned, held))
         known = {term for term in answers if _place(term) >= self.settings.held_terms}
-        train = _spread((q for q in seen if q.term in known), self.settings.train_queries)
         most = self.settings.test_queries if corpus.held_out else len(unseen)
-        asked = {q.term for q in train} if corpus.held_out else known  # a given file: `evaluate` knows what was asked
-        read = {q.text for q in seen}  # one sentence may stand in many documents
-        contexts = _spread((q for q in unseen if q.term in asked and q.text not in read), most)
+        read = {q.asks for q in seen}  # one sentence may stand in many documents
+        contexts = _spread((q for q in unseen if q.term in known and q.asks not in read), most)
         terms = _spread((q for q in [*unseen, *seen] if q.term not in known), most)
-        if not (contexts or terms) or (corpus.held_out and not train):
+        test = encode(contexts, base, corpus.context, CONTEXTS) + encode(terms, base, corpus.context, TERMS)
+        if not test or (corpus.held_out and not known):
             raise UserError("too few Chinese terms of the glossary in the text", where=self.name,
                             instead="Chinese documents that use them")  # fmt: skip
-        facts = (("candidates", len(answers)), ("terms asked in training", len(asked)), ("queries", len(train)))
+        forms = _forms(corpus.glossary, known, base)
+        facts = (("candidates", len(answers)), ("terms learned", len(known)), ("their Chinese forms", len(forms)))
         return Prepared(
-            _encode(train, base, corpus.context),
-            _encode(contexts, base, corpus.context, CONTEXTS) + _encode(terms, base, corpus.context, TERMS),
-            labels=tuple(sorted(answers)), rivals={"answers": answers},
-            tables=(filter_table(counts), Table("Terms", ("what", "count"), facts if train else facts[:1])),
+            (), test, labels=tuple(sorted(answers)), labelled=forms, rivals={"answers": answers},
+            tables=(filter_table(counts), Table("Terms", ("what", "count"), facts)),
         )  # fmt: skip
 
     def _queries(self, example: Example, matcher: Matcher, answers: Mapping[str, int]) -> Iterator[Query]:
@@ -93,54 +97,70 @@ class Kind:
                 before = text[max(0, match.start - size) : match.start].rpartition("\n")[2]
                 after = text[match.end : match.end + size].partition("\n")[0]
                 if match.term.en.lower() not in f"{before}\n{after}".lower():
-                    asks = f"{before}{match.form}{after}\n{match.form} ="
-                    yield Query(asks, match.term.id, example.group or example.id)
+                    line = f"{before}{match.form}{after}"
+                    yield Query(line, match.form, match.term.id, example.group or example.id)
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         answers = cast(Mapping[str, int], prepared.rivals.get("answers", {}))  # none: `restore` brings them
-        known = {s.label for s in prepared.train}
-        return Answers([answers.get(t, 0) for t in prepared.labels], [t in known for t in prepared.labels])
+        known, (newline, closing) = {s.label for s in prepared.labelled}, _marks(base)
+        ids = [answers.get(term, 0) for term in prepared.labels]
+        head = Translator(ids, [t in known for t in prepared.labels], base.width, newline=newline, closing=len(closing))
+        if known:
+            index = {term: i for i, term in enumerate(prepared.labels)}
+            rows = _means(base.embedding.weight, [s.ids[1:] for s in prepared.labelled])
+            answer = torch.tensor([index[s.label] for s in prepared.labelled])
+            head.solve(rows, answer, base.embedding.weight[ids])
+        return head
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
-        logits = self._logits(top, batch).masked_fill(~self._head(top).known, float("-inf"))
-        gold = torch.tensor([labels.index(s.label) for _, s in batch.placed])
-        return cross_entropy(logits, gold.to(logits.device), reduction="sum")
+        raise NotImplementedError("nothing is trained: `prepare` gives no training sequences")
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
-        return sum(1 for _ in sequences)
+        return 0  # the loss has none
 
     def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
         pass  # nothing to choose
 
-    def _head(self, top: Top) -> Answers:
-        return cast(Answers, top.heads[self.name])
+    def _head(self, top: Top) -> Translator:
+        return cast(Translator, top.heads[self.name])
 
-    def _logits(self, top: Top, batch: Batch) -> Tensor:
-        """Score of every candidate as the next token: (queries, candidates)."""
+    def _by_rows(self, top: Top, batch: Batch) -> Tensor:
+        """Score of every candidate by the rows: (queries, candidates)."""
+        head = self._head(top)
+        rows = _means(top.input_weight, [head.asked(s.ids) for _, s in batch.placed])
+        return head(rows, top.input_weight[head.ids])
+
+    def _by_next_token(self, top: Top, batch: Batch) -> Tensor:
+        """Score of every candidate as the model's own next token: (queries, candidates)."""
         last = torch.tensor([start + len(s.ids) - 1 for start, s in batch.placed])
         states = top.states(batch)
-        return self._head(top)(states[last.to(states.device)], top.output_weight)
+        return states[last.to(states.device)] @ top.output_weight[self._head(top).ids].T
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:
-        """The best term of each query and its probability among all candidates."""
-        best = self._logits(top, batch).softmax(-1).max(-1)
-        return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        """The best term of each query and its cosine, -1 to 1, with what the form's row is taken to."""
+        scores = self._by_rows(top, batch)
+        best = scores.argmax(-1)
+        cosines = self._head(top).cosines(scores).gather(1, best[:, None])[:, 0]
+        return [(labels[i], cosine) for i, cosine in zip(best.tolist(), cosines.tolist(), strict=True)]
 
     @torch.no_grad()
     def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
         known = dict(zip(prepared.labels, self._head(top).known.tolist(), strict=True))
         alike = _alike(prepared.labels, {s.label for s in prepared.test} & known.keys())
-        ours, theirs = list[Answer](), list[Answer]()
+        ours, adapted, base = list[Answer](), list[Answer](), list[Answer]()
         for batch in batched(prepared.test):
-            ours += _judged(self._logits(top, batch), batch, known, alike)
+            ours += _judged(self._by_rows(top, batch), batch, known, alike)
+            adapted += _judged(self._by_next_token(top, batch), batch, known, alike)
             with top.untouched():
-                theirs += _judged(self._logits(top, batch), batch, known, alike)
+                base += _judged(self._by_next_token(top, batch), batch, known, alike)
         if not ours:  # the glossary has changed since
             raise UserError("no term in the text is one that the run knows", where=self.name)
-        scores = _scores(ours, seed)
+        scores, rivals = _scores(ours, seed), {"base": _scores(base, seed), "next token": _scores(adapted, seed)}
         told = ", ".join(f"{name} {score.value:.1%}" for name, score in scores.items())
-        return Outcome(scores, {}, {"base": _scores(theirs, seed)}, f"The right English term comes first: {told}.")
+        return Outcome(
+            scores, {}, rivals, f"Found from the terms' learned rows alone, the right English term comes first: {told}."
+        )
 
 
 @dataclass(frozen=True)
@@ -167,19 +187,50 @@ def _place(text: str) -> float:
 def _spread(queries: Iterable[Query], count: int) -> list[Query]:
     """`count` different queries: each term once before any twice, in an order that only the content decides."""
     by_term: dict[str, list[Query]] = defaultdict(list)
-    for query in sorted({q.text: q for q in queries}.values(), key=lambda q: _place(q.text)):
+    for query in sorted({q.asks: q for q in queries}.values(), key=lambda q: _place(q.asks)):
         by_term[query.term].append(query)
     turns = [(turn, _place(term), q) for term, found in by_term.items() for turn, q in enumerate(found)]
     return [q for _, _, q in sorted(turns, key=lambda t: t[:2])[:count]]
 
 
-def _encode(queries: Sequence[Query], base: Base, context: int, slice: str = "") -> tuple[Tokens, ...]:
-    """The last `context` tokens of each query, the prefix among them: what is too long loses its start."""
-    encoded = (base.tokenizer.encode(q.text, add_special_tokens=False, verbose=False) for q in queries)
+def _forms(glossary: Glossary, known: Collection[str], base: Base) -> tuple[Tokens, ...]:
+    """Every Chinese form of the known terms as the tokens it has when it stands alone."""
+    pairs = [(form, term.id) for term in glossary.terms if term.id in known for form in term.forms if is_chinese(form)]
     return tuple(
-        Tokens((base.prefix_id, *ids[1 - context :]), len(q.text.encode()), q.group, slice, q.term)
-        for q, ids in zip(queries, encoded, strict=True)
+        Tokens((base.prefix_id, *_ids(form, base)), len(form.encode()), term, label=term) for form, term in pairs
     )
+
+
+def encode(queries: Iterable[Query], base: Base, context: int, slice: str = "") -> tuple[Tokens, ...]:
+    """Queries of at most `context` tokens, the prefix among them: a text too long loses its start, a form nothing.
+
+    A query whose form alone takes more is left out. Text, line break, form and closing are encoded apart, so that the
+    form has the tokens it learned with.
+    """
+    newline, closing = _marks(base)
+    found = []
+    for q in queries:
+        end = (newline, *_ids(q.form, base), *closing)
+        room = context - 1 - len(end)
+        if room >= 0:
+            text = _ids(q.text, base)
+            ids = (base.prefix_id, *text[max(0, len(text) - room) :], *end)
+            found.append(Tokens(ids, len(q.asks.encode()), q.group, slice, q.term))
+    return tuple(found)
+
+
+def _marks(base: Base) -> tuple[int, list[int]]:
+    """The token of a line break, and those that follow the form."""
+    return _ids("\n", base)[-1], _ids(" =", base)
+
+
+def _ids(text: str, base: Base) -> list[int]:
+    return list(base.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def _means(weight: Tensor, forms: Iterable[Sequence[int]]) -> Tensor:
+    """The mean of the rows of each form's tokens: (forms, width)."""
+    return torch.stack([weight[list(ids)].float().mean(0) for ids in forms])
 
 
 def _alike(labels: Sequence[str], asked: Iterable[str]) -> dict[str, list[int]]:
@@ -197,7 +248,7 @@ def _alike(labels: Sequence[str], asked: Iterable[str]) -> dict[str, list[int]]:
 
 
 def _judged(logits: Tensor, batch: Batch, known: Mapping[str, bool], alike: Mapping[str, list[int]]) -> list[Answer]:
-    """The queries whose term is a candidate of the run; the slice is by what the run was really asked."""
+    """The queries whose term is a candidate of the run; the slice is by what the run really learned."""
     labels, found = list(known), []
     for (_, query), row in zip(batch.placed, logits, strict=True):
         if query.label in known:

@@ -20,7 +20,7 @@ Row = tuple[Tokens, ...]  # sequences that share one row of a batch; none sees a
 class Batch:
     """Rows of packed sequences. Positions restart at 0 with every sequence: that is what keeps attention inside."""
 
-    hidden: Tensor  # (rows, tokens, width) activations that enter the top, zeros where padded
+    hidden: Tensor  # (rows, tokens, (depths + 1) * width) activations, last those that enter the top; padding is zero
     position_ids: Tensor  # (rows, tokens) int64
     placed: tuple[tuple[int, Tokens], ...]  # where each sequence starts in the flattened rows, and which it is
 
@@ -33,6 +33,13 @@ class Batch:
         index = torch.cat([torch.arange(start, start + length) for start, length in spans])
         owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([length for _, length in spans]))
         return flat[index.to(flat.device)], owner.to(flat.device)
+
+    def together(self) -> Tensor:
+        """What to add to attention scores so that a token sees its own sequence, all of it, and no other:
+        (rows, 1, tokens, tokens)."""
+        owner = (self.position_ids == 0).cumsum(1)  # (rows, tokens)
+        apart = owner[:, None, :, None] != owner[:, None, None, :]
+        return torch.zeros(apart.shape).masked_fill(apart, torch.finfo(torch.float32).min)
 
     def holding(self, ids: Collection[int]) -> Tensor:
         """Which tokens are among `ids`: (rows, tokens) bool."""

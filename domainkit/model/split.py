@@ -7,7 +7,9 @@ the top loads onto the whole model with plain PEFT.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +37,38 @@ class Tap(Skip):
 
 
 class Trunk(nn.Module):
-    """Token ids → what enters the first trainable layer.
+    """Token ids → what enters the first trainable layer, after what leaves the layers at `depths`.
 
-    forward(ids): ids (rows, tokens) int64, padded on the right → (rows, tokens, width). A causal decoder never
-    looks right, so padding needs no mask.
+    depths: numbers of layers passed, from 1, rising, below the trunk's own. forward(ids): ids (rows, tokens) int64,
+    padded on the right → (rows, tokens, (depths + 1) * width), the trunk's own output last. A causal decoder never
+    looks right, so padding needs no mask. Raises UserError for a depth that the trunk does not have.
     """
 
-    def __init__(self, base: Base, layers: int) -> None:
+    def __init__(self, base: Base, layers: int, depths: Sequence[int] = ()) -> None:
         super().__init__()
         check_layers(base, layers)
+        size = base.depth - layers
+        if list(depths) != sorted({d for d in depths if 1 <= d < size}):
+            raise UserError(f"the trunk has no depths {list(depths)}", where=base.name, instead=f"1 to {size - 1}")
         self.tap = Tap()
-        kept = [*base.layers()[: base.depth - layers], self.tap, *(Skip() for _ in range(layers - 1))]
-        self.backbone = _with_layers(base.model.base_model, kept)
+        self._passing: list[Tensor] = []
+        kept = [self._heard(layer) if i + 1 in depths else layer for i, layer in enumerate(base.layers()[:size])]
+        self.backbone = _with_layers(base.model.base_model, [*kept, self.tap, *(Skip() for _ in range(layers - 1))])
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
-        return self.states(input_ids=ids)
+        self._passing.clear()
+        last = self.states(input_ids=ids)
+        return torch.cat([*self._passing, last], -1) if self._passing else last
+
+    def _heard(self, layer: nn.Module) -> nn.Module:
+        """The layer, telling what leaves it; the base's own stays as it was."""
+        heard = _view(layer)
+        heard._forward_hooks = OrderedDict()
+        heard.register_forward_hook(
+            lambda module, given, out: self._passing.append(out[0] if isinstance(out, tuple) else out)
+        )
+        return cast(nn.Module, heard)
 
     def states(self, **inputs: Tensor) -> Tensor:
         """`forward` with gradients: `input_ids` (rows, tokens), or `inputs_embeds` (rows, tokens, width)."""

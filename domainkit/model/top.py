@@ -38,18 +38,29 @@ class Top(nn.Module):
         if self.model.active_adapter != adapter:
             self.model.set_adapter(adapter)
 
-    def states(self, batch: Batch) -> Tensor:
-        """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width)."""
+    def states(self, batch: Batch, *, both_ways: bool = False) -> Tensor:
+        """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width).
+
+        both_ways: every token sees all of its sequence, the later tokens too.
+        """
         causal: Any = self.model.get_base_model()
         weight = self.output_weight
+        width = weight.shape[1]
         if self.steer is not None:
             self.steer.marked = batch.holding(self.added).to(weight.device) if self._touched else None
         out = causal.base_model(
-            inputs_embeds=batch.hidden.to(weight.device, causal.dtype),
+            inputs_embeds=batch.hidden[..., -width:].to(weight.device, causal.dtype),
             position_ids=batch.position_ids.to(weight.device),
+            attention_mask=batch.together().to(weight.device, causal.dtype) if both_ways else None,
             use_cache=False,
         )
         return out.last_hidden_state.flatten(0, 1)
+
+    def depths(self, batch: Batch) -> Tensor:
+        """The trunk's depths, its output and the adapted states, which look both ways here, of the flattened rows:
+        (rows * tokens, (depths + 2) * width)."""
+        states = self.states(batch, both_ways=True)
+        return torch.cat([batch.hidden.flatten(0, 1).to(states.device, states.dtype), states], -1)
 
     @property
     def steer(self) -> Steer | None:
@@ -61,6 +72,12 @@ class Top(nn.Module):
         """Weight of the frozen language-model head: (vocabulary, width)."""
         causal: Any = self.model.get_base_model()
         return causal.get_output_embeddings().weight
+
+    @property
+    def input_weight(self) -> Tensor:
+        """Weight of the input embedding: (vocabulary, width)."""
+        causal: Any = self.model.get_base_model()
+        return causal.get_input_embeddings().weight
 
     @property
     def own_weight(self) -> Tensor:

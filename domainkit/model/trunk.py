@@ -24,16 +24,17 @@ Progress = Callable[[int], None]  # called with the number of tokens just done
 
 
 def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
-        progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
+        depths: Sequence[int] = (), progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
     """A store that holds the activations of every sequence; only those it lacks are computed.
 
-    layers: how many last layers the top has. root: folder of all stores. disk_gb: their budget together.
+    layers: how many last layers the top has. depths: of the trunk, kept as well. root: folder of all stores.
+    disk_gb: their budget together.
     dtype: "auto" takes float16 when the measured loss changes by less than 1e-4 relative, else float32.
     Killed and run again, it redoes at most one shard, with the same batches and so the same bits.
     Raises UserError when budget or disk are too small.
     """
-    trunk = Trunk(base, layers)
-    store = open_store(base, layers, sequences, root, dtype=dtype)
+    trunk = Trunk(base, layers, depths)
+    store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
     shards = [shard for shard in plan(sequences) if any(s.digest not in store for batch in shard for s in batch)]
     missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
     held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
@@ -48,7 +49,7 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     return store
 
 
-def depends_on(base: Base, layers: int, dtype: str) -> dict[str, object]:
+def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) -> dict[str, object]:
     """Everything the activations depend on besides the tokens themselves."""
     return {
         "base": base.sha256,
@@ -58,17 +59,19 @@ def depends_on(base: Base, layers: int, dtype: str) -> dict[str, object]:
         "compute": str(base.model.dtype),
         "dtype": dtype,
         **({"rows": base.rows} if base.rows else {}),
+        **({"depths": list(depths)} if depths else {}),
     }
 
 
-def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dtype: str = "auto") -> Store:
+def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dtype: str = "auto",
+               depths: Sequence[int] = ()) -> Store:  # fmt: skip
     """The store of this trunk, created when there is none."""
-    of = depends_on(base, layers, dtype)
+    of = depends_on(base, layers, dtype, depths)
     store = Store.open(root, of)
     if store is not None:
         return store
     chosen, why = (dtype, "as set") if dtype != "auto" else choose_dtype(base, layers, sequences)
-    return Store.create(root, of, width=base.width, dtype=chosen, why=why)
+    return Store.create(root, of, width=base.width * (len(depths) + 1), dtype=chosen, why=why)
 
 
 def plan(sequences: Sequence[Tokens]) -> list[list[list[Tokens]]]:
@@ -87,7 +90,7 @@ def plan(sequences: Sequence[Tokens]) -> list[list[list[Tokens]]]:
 
 
 def forward(trunk: Trunk, batch: Sequence[Tokens]) -> list[np.ndarray]:
-    """Activations of each sequence of a batch: (tokens, width) float32, padding removed."""
+    """Activations of each sequence of a batch: (tokens, (depths + 1) * width) float32, padding removed."""
     if not batch:
         return []
     device = next(trunk.parameters()).device
@@ -95,7 +98,7 @@ def forward(trunk: Trunk, batch: Sequence[Tokens]) -> list[np.ndarray]:
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     for row, s in enumerate(batch):
         ids[row, : len(s.ids)] = torch.tensor(s.ids)
-    hidden = trunk(ids.to(device)).float().cpu()  # (rows, longest, width)
+    hidden = trunk(ids.to(device)).float().cpu()  # (rows, longest, (depths + 1) * width)
     return [hidden[row, : len(s.ids)].numpy() for row, s in enumerate(batch)]
 
 

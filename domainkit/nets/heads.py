@@ -62,21 +62,3 @@ class WideDeepClassifier(nn.Module):
 
         best = minimize_scalar(surprise, bounds=(0, 1), method="bounded").x
         self.weight.fill_(best if surprise(best) < surprise(0.0) else 0.0)
-
-
-class Answers(nn.Module):
-    """Scores of some tokens as the next one: the frozen output head, restricted to them.
-
-    forward(states, weight): states (queries, width); weight (vocabulary, width) of the head → (queries, answers).
-    """
-
-    ids: Tensor  # (answers,) int64: token ids
-    known: Tensor  # (answers,) bool: those that may be right in training
-
-    def __init__(self, ids: Sequence[int], known: Sequence[bool]) -> None:
-        super().__init__()
-        self.register_buffer("ids", torch.tensor(ids, dtype=torch.long))
-        self.register_buffer("known", torch.tensor(known, dtype=torch.bool))
-
-    def forward(self, states: Tensor, weight: Tensor) -> Tensor:
-        return states @ weight[self.ids].T

@@ -187,3 +187,27 @@ def test_half_precision_on_disk_is_trained_in_single() -> None:
     batch = collate([(one,)], lambda _: half)
     assert batch.hidden.dtype == torch.float32
     np.testing.assert_array_equal(batch.hidden[0].numpy(), half.astype(np.float32))
+
+
+def test_both_ways_a_token_sees_all_of_its_sequence_and_nothing_else(top: Top) -> None:
+    own, other, longer = tokens(1, 9), tokens(2, 12), tokens(3, 30)
+    LENGTH.update({s.digest: len(s.ids) for s in (own, other, longer)})
+    packed, alone = collate([(own, other), (longer,)], activations), collate([(own,)], activations)
+    with torch.no_grad():
+        there, here = (top.states(batch, both_ways=True)[:9] for batch in (packed, alone))
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
+        changed = alone.hidden.clone()
+        changed[0, 8] += 1.0  # the last token
+        later = Batch(changed, alone.position_ids, alone.placed)
+        assert (top.states(later, both_ways=True)[0] - here[0]).abs().max() > 1e-4
+        assert torch.equal(top.states(later)[:8], top.states(alone)[:8])
+
+
+def test_only_the_last_width_enters_the_top(top: Top) -> None:
+    s = tokens(4, 11)
+    LENGTH[s.digest] = 11
+    plain = collate([(s,)], activations)
+    deep = Batch(torch.cat([torch.randn(1, 11, WIDTH), plain.hidden], -1), plain.position_ids, plain.placed)
+    with torch.no_grad():
+        assert torch.equal(top.states(deep), top.states(plain))
+        assert top.depths(deep).shape == (11, 3 * WIDTH)

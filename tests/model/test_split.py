@@ -56,6 +56,23 @@ def test_the_trunk_is_the_hidden_state_at_its_depth_and_the_top_really_computes(
     assert (wrong - base.model(input_ids=ids, use_cache=False).logits).abs().max() > 1e-2
 
 
+@torch.no_grad()
+def test_depths_are_the_hidden_states_there_and_leave_the_base_alone(base: Base) -> None:
+    ids = some_ids(base)
+    states = base.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    hooks = [len(layer._forward_hooks) for layer in base.layers()]
+    trunk = Trunk(base, 1, depths=(1, 2))
+    for _ in range(2):  # nothing of the first pass stays for the second
+        torch.testing.assert_close(trunk(ids), torch.cat([states[1], states[2], states[3]], -1), rtol=0, atol=0)
+    assert [len(layer._forward_hooks) for layer in base.layers()] == hooks
+
+
+@pytest.mark.parametrize("depths", [(0,), (2,), (3,), (1, 1), (2, 1)])
+def test_depths_that_the_trunk_does_not_have_are_refused(tiny_base: Path, depths: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"no depths .*; instead: 1 to 1"):
+        Trunk(load_base(tiny_base, bits=32), 2, depths=depths)
+
+
 def test_the_parts_have_the_names_of_the_whole(base: Base) -> None:
     """An adapter trained on the top then loads onto the whole model."""
     whole = dict(base.model.named_parameters())

@@ -288,3 +288,13 @@ def test_within_the_budget_the_oldest_activations_make_room(base: Base, tmp_path
     store = run(base, corpus(), tmp_path, disk_gb=budget)  # what was deleted is computed anew, and equal
     for s in corpus():
         np.testing.assert_allclose(store.get(s.digest), again.get(s.digest), rtol=1e-5, atol=1e-5)
+
+
+def test_depths_stand_before_the_output_and_have_a_store_of_their_own(base: Base, tmp_path: Path) -> None:
+    found = [tokens(1, 20), tokens(2, 30)]
+    deep = trunk.run(base, LAYERS, found, tmp_path, disk_gb=ROOM, dtype="float32", depths=(1,))
+    flat = trunk.run(base, LAYERS, found, tmp_path, disk_gb=ROOM, dtype="float32")
+    assert deep.folder != flat.folder
+    for s in found:
+        assert deep.get(s.digest).shape == (len(s.ids), 2 * WIDTH)
+        np.testing.assert_array_equal(deep.get(s.digest)[:, WIDTH:], flat.get(s.digest))

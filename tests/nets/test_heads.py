@@ -1,8 +1,8 @@
-"""WideDeepClassifier: pooled per sequence, on top of what the words say. Answers: the output head on a few tokens."""
+"""WideDeepClassifier: pooled per sequence, on top of what the words say."""
 
 import torch
 
-from domainkit.nets.heads import CAUTION, Answers, WideDeepClassifier
+from domainkit.nets.heads import CAUTION, WideDeepClassifier
 
 TEXTS = [(1, 5, 6), (1, 7), (1, 5, 5, 9, 8)]
 
@@ -92,26 +92,3 @@ def test_gradients_reach_the_states_but_not_the_words() -> None:
     made(hidden, owner, TEXTS)[:, 0].sum().backward()
     assert hidden.grad is not None and hidden.grad.abs().sum() > 0
     assert not list(made.words.parameters())
-
-
-def test_answers_are_the_output_heads_own_scores_of_their_tokens() -> None:
-    torch.manual_seed(0)
-    states, weight = torch.randn(4, 8), torch.randn(20, 8)
-    logits = torch.nn.functional.linear(states, weight)  # (queries, vocabulary)
-    torch.testing.assert_close(Answers([7, 3, 19], [True, True, False])(states, weight), logits[:, [7, 3, 19]])
-
-
-def test_answers_learn_nothing_but_let_gradients_through() -> None:
-    states, weight = torch.randn(2, 8, requires_grad=True), torch.randn(20, 8)
-    answers = Answers([7, 3], [True, True])
-    answers(states, weight)[0, 1].backward()
-    assert not list(answers.parameters())
-    assert states.grad is not None
-    torch.testing.assert_close(states.grad, torch.stack([weight[3], torch.zeros(8)]))
-
-
-def test_answers_are_kept_with_the_run() -> None:
-    """A run is loaded with its labels alone: which tokens they are comes from heads.safetensors."""
-    made, again = Answers([7, 3], [True, False]), Answers([0, 0], [False, False])
-    again.load_state_dict(made.state_dict())
-    assert again.ids.tolist() == [7, 3] and again.known.tolist() == [True, False]

@@ -1,0 +1,173 @@
+"""Named entities: which stretches of a text name a thing of which kind.
+
+A document is read in windows that overlap; of each token the window counts in which it stands further from the edge.
+The tagger reads several depths of the frozen trunk, the adapted top, which looks both ways here, and what the
+concept graph's names say of the text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from domainkit.data import bio
+from domainkit.data.overlaps import overlaps
+from domainkit.data.tokens import overlapping
+from domainkit.gazetteer import Gazetteer
+from domainkit.graph import ConceptGraph
+from domainkit.kinds import Batched, Corpus, Outcome, Prepared
+from domainkit.model.base import Base
+from domainkit.model.batch import Batch
+from domainkit.model.top import Top
+from domainkit.nets.tagger import Tagger
+from domainkit.passages import passages
+from domainkit.report import Table
+from domainkit.spanscore import span_scores
+from domainkit.types import Example, Span, UserError
+from domainkit.types import Sequence as Tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    labels: tuple[str, ...] = ()  # kinds of entities, as the data calls them; none: all that the data has
+    graph: str = ""  # concept graph whose names the tagger is told of; "" for none
+    overlap: int = field(default=128, metadata={"min": 0})  # tokens that neighbouring windows of a document share
+
+
+class Kind:
+    """See `domainkit.kinds.Kind`."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+        if settings.graph and not settings.labels:
+            raise UserError("a graph needs to know the labels", where=name, instead='labels = ["Disease", …]')
+
+    def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        learned, held = corpus.sides()
+        labels = self._labels([*learned, *held])
+        learned, held = ([_asked(e, labels) for e in side if e.text.strip()] for side in (learned, held))
+        if not held or (corpus.held_out and not learned):
+            raise UserError("no document is left to " + ("learn from" if held else "test on"), where=self.name,
+                            instead="more documents")  # fmt: skip
+        graph = self.settings.graph
+        names = Gazetteer.of_graph(ConceptGraph.load(graph), labels) if graph else None
+        seen = ((e.text[s.start : s.end], labels.index(s.label)) for e in learned for s in e.spans)
+        dictionaries = {"dictionary": names, "known mentions": Gazetteer(seen, labels) if learned else None}
+        told = {name: [_named(found, e) for e in held] for name, found in dictionaries.items() if found}
+        train, test = (tuple(self._windows(side, labels, names, base, corpus.context)) for side in (learned, held))
+        tables = (_count_table({"learned from": learned, "held out": held}),)
+        return Prepared(train, test, labels=labels, gold=tuple(held), rivals=told, tables=tables)
+
+    def _labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels that are asked for. Raises UserError when the annotation has none of them."""
+        found = Counter(span.label for example in examples for span in example.spans)
+        labels = tuple(sorted(set(self.settings.labels or found)))
+        if not any(label in found for label in labels):
+            asked = f"labelled {' or '.join(labels)}" if labels else "annotated"
+            instead = f"labels = {sorted(found)}" if found else "documents whose spans are annotated"
+            raise UserError(f"no span is {asked}", where=self.name, instead=instead)
+        return labels
+
+    def _windows(self, examples: Iterable[Example], labels: Sequence[str], names: Gazetteer | None, base: Base,
+                 context: int) -> Iterator[Tokens]:  # fmt: skip
+        for e in examples:
+            windows = overlapping(e, base.tokenizer, base.prefix_id, context=context, overlap=self.settings.overlap)
+            for s in windows:
+                hints = names.hints(e.text, s.offsets) if names else (0,) * len(s.ids)
+                yield replace(s, tags=bio.tags(e.spans, e.text, s.offsets, labels), hints=hints)
+
+    def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
+        return Tagger(base.width, prepared.depths + 2, len(prepared.labels))
+
+    def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
+        logits = self._logits(top, batch)
+        gold = torch.cat([torch.tensor(s.tags[1:]) for _, s in batch.placed])
+        return cross_entropy(torch.cat([found[1:] for found in logits]), gold.to(logits[0].device), reduction="sum")
+
+    def terms(self, sequences: Iterable[Tokens]) -> int:
+        return sum(len(s.ids) - 1 for s in sequences)
+
+    def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
+        pass  # nothing to choose
+
+    def _logits(self, top: Top, batch: Batch) -> list[Tensor]:
+        """Of each sequence: (tokens, tags)."""
+        states = top.depths(batch)
+        spans = [slice(start, start + len(s.ids)) for start, s in batch.placed]
+        hints = [torch.tensor(s.hints, device=states.device) for _, s in batch.placed]
+        return cast(Tagger, top.heads[self.name])([states[span] for span in spans], hints)
+
+    @torch.no_grad()
+    def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[int, ...]]:
+        """The most likely tag of each token of each sequence."""
+        return [tuple(found.argmax(-1).tolist()) for found in self._logits(top, batch)]
+
+    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+        tags: dict[str, tuple[int, ...]] = {}
+        for batch in batched(prepared.test):
+            found = self.predict(top, batch, prepared.labels)
+            tags |= {s.digest: one for (_, s), one in zip(batch.placed, found, strict=True)}
+        gold, documents = prepared.gold, _documents(prepared.test)
+        predicted = [
+            replace(e, spans=_joined(e.text, [(s, tags[s.digest]) for s in windows], prepared.labels), relations=())
+            for e, windows in zip(gold, documents, strict=True)
+        ]
+        scores, per_label = span_scores(gold, predicted, seed=seed)
+        rivals = cast(Mapping[str, Sequence[Example]], prepared.rivals)
+        baseline = {name: span_scores(gold, told, seed=seed)[0] for name, told in rivals.items()}
+        beside = "".join(f", {name} alone {found['f1'].value:.3f}" for name, found in baseline.items())
+        return Outcome(
+            scores, per_label, baseline,
+            f"Strict F1 of entities in {len(gold)} held-out documents: {scores['f1'].value:.3f}{beside}.",
+            examples=passages(gold, predicted),
+        )  # fmt: skip
+
+
+def _asked(example: Example, labels: Sequence[str]) -> Example:
+    """The document with the spans that are asked for."""
+    return replace(example, spans=tuple(span for span in example.spans if span.label in labels))
+
+
+def _named(names: Gazetteer, example: Example) -> Example:
+    """The document with the spans that a dictionary alone would find."""
+    spans = (Span(start, end, names.labels[label]) for start, end, label in names.find(example.text))
+    return replace(example, spans=tuple(spans), relations=())
+
+
+def _documents(windows: Sequence[Tokens]) -> list[list[Tokens]]:
+    """Windows by document: one that starts with the text's first character starts a document."""
+    documents: list[list[Tokens]] = []
+    for s in windows:
+        if s.offsets[1][0] == 0:
+            documents.append([])
+        documents[-1].append(s)
+    return documents
+
+
+def _joined(text: str, windows: Sequence[tuple[Tokens, tuple[int, ...]]], labels: Sequence[str]) -> tuple[Span, ...]:
+    """The spans of a document, each token tagged by the window in which it stands further from an edge."""
+    best: dict[tuple[int, int, int], tuple[int, int]] = {}  # token → (tokens to the edge, tag)
+    for s, tags in windows:
+        last, met = len(s.ids) - 1, Counter[tuple[int, int]]()
+        for i in range(1, len(s.ids)):  # the first is the prefix token
+            start, end = s.offsets[i]
+            token = (start, end, met[start, end])  # several tokens may share a character
+            met[start, end] += 1
+            room = min(i if s.offsets[1][0] else last, last - i if s.offsets[-1][1] < len(text) else last)
+            if token not in best or room > best[token][0]:
+                best[token] = (room, tags[i])
+    ordered = sorted(best)
+    return bio.spans([best[token][1] for token in ordered], text, [token[:2] for token in ordered], labels)
+
+
+def _count_table(sides: Mapping[str, Sequence[Example]]) -> Table:
+    """What the annotation holds; of spans in or across others tags tell one, and discontinuous ones whole."""
+    counted = [(name, len(side), overlaps(side)) for name, side in sides.items() if side]
+    rows = tuple((name, size, c.spans, c.nested, c.crossing, c.discontinuous) for name, size, c in counted)
+    return Table("Annotation", ("documents", "count", "spans", "nested", "crossing", "discontinuous"), rows)

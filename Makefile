@@ -34,5 +34,6 @@ bench: setup
 	$(PY) benchmarks/tokenizer.py
 	$(PY) benchmarks/glossary_map.py
 	$(PY) benchmarks/glossary.py
+	$(PY) benchmarks/terms.py
 	$(PY) benchmarks/adaptation.py default
 	$(PY) benchmarks/adaptation.py long

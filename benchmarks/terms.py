@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from machine import write_results
 
 from domainkit.glossary import is_chinese
@@ -21,6 +22,7 @@ from domainkit.spec import Domain
 ROWS = {"distilled": (), "mean": ("glossary_tokens=0",)}
 
 
+@torch.no_grad()
 def measure(overrides: tuple[str, ...]) -> dict[str, float]:
     """Shares of forms whose right term comes first, among all candidates."""
     domain = Domain.load("finance", overrides=("terms.test_queries=1", *overrides))
@@ -29,14 +31,16 @@ def measure(overrides: tuple[str, ...]) -> dict[str, float]:
     head: Any = setting.kinds["terms"].head(base, prepared)
     index = {term: i for i, term in enumerate(prepared.labels)}
     assert setting.glossary is not None
-    right: dict[bool, list[bool]] = {True: [], False: []}
+    forms = [
+        (form, index[t.id]) for t in setting.glossary.terms if t.id in index for form in t.forms if is_chinese(form)
+    ]
     weight = base.embedding.weight
-    for term in setting.glossary.terms:
-        forms = [form for form in term.forms if is_chinese(form)] if term.id in index else []
-        for form in forms:
-            row = weight[base.tokenizer.encode(form, add_special_tokens=False)].mean(0)
-            best = int(head(row[None], weight[head.ids]).argmax())
-            right[bool(head.known[index[term.id]])].append(best == index[term.id])
+    ids = [base.tokenizer.encode(form, add_special_tokens=False) for form, _ in forms]
+    rows = torch.stack([weight[one].mean(0) for one in ids])
+    best = torch.cat([head(part, weight[head.ids]).argmax(-1) for part in rows.split(512)]).tolist()
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for (_, answer), found in zip(forms, best, strict=True):
+        right[bool(head.known[answer])].append(found == answer)
     return {
         "candidates": len(index),
         "known_forms": len(right[True]),

@@ -14,6 +14,7 @@ from domainkit.graph_cli import graph_app
 from domainkit.types import UserError
 from domainkit.usage import examples
 
+FORMATS = "jsonl, text, parquet, pubtator, brat, conll, csv, spacy"
 INTERRUPTED = 130  # 128 + SIGINT, what shells and typer use
 
 app = typer.Typer(
@@ -44,8 +45,11 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Your own JSONL, text or parquet: PATH for the first task, T=PATH for task T (repeatable).",
+        help="Your own files or folder: PATH for the first task, T=PATH for task T (repeatable).",
     ),
+]
+Format = Annotated[
+    str, typer.Option(metavar="F", help=f"What the files of --data are: {FORMATS}.  [dim]default: as named[/]")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
 MovedBase = Annotated[
@@ -60,6 +64,7 @@ Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model
         "domainkit finetune finance --limit 200 --dry-run",
         "domainkit finetune finance --task lm --data lm=news.jsonl",
         "domainkit finetune finance --bits 32 --set epochs=2 --out runs/try",
+        "domainkit finetune medical --data ner=corpus --format brat",
         "domainkit finetune finance --no-glossary --out runs/without",
         "domainkit finetune ./law --base ./my-base-model",
         "domainkit finetune finance --resume",
@@ -71,6 +76,7 @@ def finetune(
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Run folder.  [dim]default: runs/DOMAIN[/]")] = None,
     task: Tasks = None,
     data: Data = None,
+    format: Format = "",
     bits: Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")] = None,
     layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
     no_glossary: Annotated[bool, typer.Option("--no-glossary", help="Leave the domain's glossary out.")] = False,
@@ -94,7 +100,7 @@ def finetune(
     shorthand = [f"{key}={value}" for key, value in (("bits", bits), ("layers", layers)) if value is not None]
     shorthand += ['glossary=""'] if no_glossary else []
     request = recipes.Request(
-        domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), limit=limit,
+        domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), format=format, limit=limit,
         resume=resume, seed=seed, config=config, overrides=(*shorthand, *(settings or ())), hub=hub,
         overwrite=overwrite,
     )  # fmt: skip
@@ -121,6 +127,7 @@ def evaluate(
     base: MovedBase = None,
     task: Tasks = None,
     data: Data = None,
+    format: Format = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the reports.  [dim]default: RUN/reports[/]")
     ] = None,
@@ -132,9 +139,39 @@ def evaluate(
 
     folder = recipes.evaluate(
         domain, run=run, base=base, tasks=tuple(task or ()), data=tuple(data or ()), out=out,
-        limit=limit, hub=hub,
+        format=format, limit=limit, hub=hub,
     )  # fmt: skip
     typer.echo(f"report: {folder / 'index.html'}")
+
+
+@app.command(
+    epilog=examples(
+        "domainkit extract runs/medical notes/*.txt --out found.jsonl",
+        "domainkit extract runs/medical abstracts.pubtator --out found.jsonl --summaries",
+        "domainkit extract runs/medical notes --format text --out found.jsonl",
+    )
+)
+def extract(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES", help="Text, JSONL, PubTator, BRAT, CoNLL, spaCy, parquet; folders as well."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="One line of JSON for each document, in order.")],
+    format: Annotated[
+        str, typer.Option(metavar="F", help=f"What the files are: {FORMATS}.  [dim]default: as named[/]")
+    ] = "",
+    summaries: Annotated[bool, typer.Option("--summaries", help="Write summaries too; they take long.")] = False,
+    base: MovedBase = None,
+    hub: Hub = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is one.")] = False,
+) -> None:
+    """Read documents with a run: entities with their concepts, and relations. Asked again, it goes on."""
+    from domainkit import extract
+
+    done = extract.extract(extract.Request(run, tuple(files), out, format, summaries, base, hub, overwrite))
+    typer.echo(f"documents: {done.out}, {done.documents:,} of them")
+    done.stop()
 
 
 @app.command(
@@ -211,7 +248,9 @@ def main() -> None:
 
 
 def stopped(arguments: list[str]) -> str:
-    """What to say after Ctrl-C; an interrupted `finetune` is told how to go on with the same settings."""
+    """What to say after Ctrl-C: how an interrupted `finetune` or `extract` goes on with the same settings."""
+    if arguments[:1] == ["extract"]:
+        return f"stopped; continue with: {shlex.join(['domainkit', *arguments])}"
     if arguments[:1] != ["finetune"] or "--dry-run" in arguments:
         return "stopped"
     kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from domainkit.joint import trained_tokens
 from domainkit.kinds import Prepared
 from domainkit.model.base import Base
 from domainkit.model.rows import DEPTH
@@ -52,7 +53,7 @@ class Estimate:
 def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -> Estimate:
     """Count what is known (tokens, bytes), time a matrix product, and multiply."""
     distinct = {s.digest: len(s.ids) for p in prepared.values() for s in p.sequences}
-    trained = {n: training.epochs * sum(len(s.ids) for s in p.train) for n, p in prepared.items()}
+    trained = trained_tokens(prepared, training)
     layer = sum(_size(p) for p in base.layers()[-1].parameters())
     vocabulary, width = base.head.weight.shape
     speed = EFFICIENCY * _flops()

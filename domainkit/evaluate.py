@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from domainkit import __version__
-from domainkit.kinds import Kind, Outcome, Prepared
+from domainkit.kinds import Outcome, Prepared, Reader
 from domainkit.model.base import Base
-from domainkit.model.batch import Batch, batches, collate
-from domainkit.model.store import Store
-from domainkit.model.top import Top
 from domainkit.report import Curve, Report, Table
 from domainkit.spec import Domain, Task
-from domainkit.types import Sequence as Tokens
-
-BATCH = 4096  # tokens per evaluation batch
 
 
-def judge(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int, seed: int) -> Outcome:
-    """Run the test sequences through the top, adapted and untouched, and score them."""
-    top.eval()
-    top.use(prepared.adapter)
+def judge(name: str, reader: Reader, prepared: Prepared, *, seed: int) -> Outcome:
+    """Score a task of the reader's on its test sequences, beside the untouched base or other baselines."""
+    reader.top.eval()
     with torch.no_grad():
-        return kind.evaluate(top, lambda found: _batches(store, found, context), prepared, seed)
+        return reader.kinds[name].evaluate(reader, prepared, seed)
 
 
-def settle(kind: Kind, top: Top, store: Store, prepared: Prepared, *, context: int) -> None:
+def settle(name: str, reader: Reader, prepared: Prepared) -> None:
     """Let a task choose, after training, on the sequences it kept from it."""
     if prepared.check:
-        top.train()  # so that the words judge a text they learned from by the folds without it
-        top.use(prepared.adapter)
-        kind.settle(top, _batches(store, prepared.check, context), prepared.labels)
+        reader.top.train()  # so that the words judge a text they learned from by the folds without it
+        reader.kinds[name].settle(reader.top_of(name), reader.batched(prepared.check), prepared.labels)
 
 
 def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any) -> Report:
@@ -98,8 +90,3 @@ def peak_rss_mb() -> int:
     """Peak resident memory of this process, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def _batches(store: Store, sequences: Sequence[Tokens], context: int) -> Iterator[Batch]:
-    for rows in batches(sequences, row_tokens=context, batch_tokens=BATCH, seed=None):
-        yield collate(rows, store.get)

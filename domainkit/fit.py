@@ -9,9 +9,10 @@ import shutil
 import signal
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from domainkit.files import explain, sync, write_text
+from domainkit.joint import companions, epochs_of
 from domainkit.kinds import Kind, Prepared
-from domainkit.model.batch import Row, batches, collate
+from domainkit.model.batch import Batch, Row, batches, collate
 from domainkit.model.folder import quiet
 from domainkit.model.store import Store
 from domainkit.model.top import Top
@@ -36,6 +38,7 @@ from domainkit.types import UserError
 COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint does not count
 WEIGHTS = "model.safetensors"
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
+LOSS_OF = "loss of "  # in the Trainer's log, before the name of a task that comes along
 FLOOR = 1e3  # … when it is also larger than this
 SHORT = ("inline_container", "iostream")  # in torch.save's words for a write that came up short
 
@@ -45,7 +48,7 @@ Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, wh
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch of the run: its task and its packed rows."""
+    """One micro-batch of the run: the task that leads it (see `joint.companions`) and its packed rows."""
 
     task: str
     rows: tuple[Row, ...]
@@ -55,7 +58,7 @@ class Step:
 class Fitted:
     """What training left behind besides the weights."""
 
-    log: tuple[Mapping[str, Any], ...]  # per optimizer step: step, task, loss, grad_norm, learning_rate
+    log: tuple[Mapping[str, Any], ...]  # per optimizer step and task: step, task, loss, grad_norm, learning_rate
     seconds: float  # of this call
 
 
@@ -67,7 +70,10 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
     steps: list[Step] = []
     for epoch in range(training.epochs):
         dealt: list[Step] = []
-        for number, (name, prepared) in enumerate(sorted(tasks.items())):
+        for number, name in enumerate(companions(tasks)):
+            prepared = tasks[name]
+            if epoch < training.epochs - epochs_of(prepared, training):
+                continue
             order = seed * 1_000_003 + epoch * 1009 + number
             made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
             dealt += [Step(name, tuple(rows)) for rows in made]
@@ -79,8 +85,11 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
 class Steps(Dataset):
     """The planned micro-batches as what `Objective.forward` takes."""
 
-    def __init__(self, steps: Sequence[Step], kinds: Mapping[str, Kind], store: Store, accumulation: int) -> None:
+    def __init__(self, steps: Sequence[Step], kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store,
+                 accumulation: int) -> None:  # fmt: skip
         self.steps, self.kinds, self.store, self.accumulation = steps, kinds, store, accumulation
+        self.along = companions(tasks)
+        self.own = {task: {s.digest: s for s in tasks[task].train} for along in self.along.values() for task in along}
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -89,14 +98,22 @@ class Steps(Dataset):
         step = self.steps[index]
         first = index - index % self.accumulation
         together = [s for s in self.steps[first : first + self.accumulation] if s.task == step.task]
-        terms = self.kinds[step.task].terms(s for one in together for row in one.rows for s in row)
-        return {"task": step.task, "batch": collate(step.rows, self.store.get), "terms": terms}
+        sequences = [s for one in together for row in one.rows for s in row]
+        batch = collate(step.rows, self.store.get)
+        batches, terms = {step.task: batch}, {step.task: self.kinds[step.task].terms(sequences)}
+        for task in self.along[step.task]:
+            own = self.own[task]
+            placed = tuple((start, own[s.digest]) for start, s in batch.placed if s.digest in own)
+            if placed:
+                batches[task] = replace(batch, placed=placed)
+                terms[task] = self.kinds[task].terms(own[s.digest] for s in sequences if s.digest in own)
+        return {"task": step.task, "batches": batches, "terms": terms}
 
 
 class Objective(nn.Module):
-    """Top plus kinds: the loss of one micro-batch.
+    """Top plus kinds: the loss of one micro-batch, summed over the tasks that learn from it.
 
-    It is divided by the terms that its task has in the whole optimizer step, so that accumulated micro-batches give
+    Each is divided by the terms that its task has in the whole optimizer step, so that accumulated micro-batches give
     the gradient of one large batch, however unequal they are.
     """
 
@@ -105,10 +122,17 @@ class Objective(nn.Module):
     def __init__(self, top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared]) -> None:
         super().__init__()
         self.top, self.kinds, self.tasks = top, kinds, tasks
+        self.told = defaultdict[str, float](float)  # loss of each task since the last log, as it is without weights
 
-    def forward(self, task: str, batch: Any, terms: int) -> dict[str, Tensor]:
+    def forward(self, task: str, batches: Mapping[str, Batch], terms: Mapping[str, int]) -> dict[str, Tensor]:
         self.top.use(self.tasks[task].adapter)
-        return {"loss": self.kinds[task].loss(self.top, batch, self.tasks[task].labels) / max(terms, 1)}
+        losses = list[Tensor]()
+        with self.top.sharing():
+            for name, batch in batches.items():
+                loss = self.kinds[name].loss(self.top, batch, self.tasks[name].labels) / max(terms[name], 1)
+                self.told[name] += float(loss.detach())
+                losses.append(self.top.balance(name, loss) if self.top.balance else loss)
+        return {"loss": sum(losses[1:], losses[0])}
 
 
 def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store, training: Training, *,
@@ -128,7 +152,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     trainer = TopTrainer(
         model=objective,
         args=arguments(training, folder, seed),
-        train_dataset=Steps(steps, kinds, store, training.accumulation),
+        train_dataset=Steps(steps, kinds, tasks, store, training.accumulation),
         data_collator=lambda items: items[0],
         callbacks=[Marker(), Reporter(steps, progress)],
     )
@@ -140,12 +164,11 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except OSError as error:
         raise explain(error, folder) from error
-    log = tuple(
-        {**row, "task": steps[(int(row["step"]) - 1) * training.accumulation].task}
-        for row in trainer.state.log_history
-        if "loss" in row
-    )
-    return Fitted(log, time.perf_counter() - began)
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    led = [{**row, "task": steps[(int(row["step"]) - 1) * training.accumulation].task} for row in log]
+    along = [{**row, "task": key.removeprefix(LOSS_OF), "loss": value} for row in log for key, value in row.items()
+             if key.startswith(LOSS_OF)]  # fmt: skip
+    return Fitted((*led, *along), time.perf_counter() - began)
 
 
 def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
@@ -197,6 +220,15 @@ class TopTrainer(Trainer):
             self._give_up(inputs["task"], float(loss), norm)
         self._norms = [*self._norms[-49:], norm]
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        objective = cast(Objective, self.model)
+        if "loss" in logs:
+            along = {task for tasks in companions(objective.tasks).values() for task in tasks}
+            logs["loss"] = sum(loss for task, loss in objective.told.items() if task not in along)
+            logs |= {f"{LOSS_OF}{task}": loss for task, loss in objective.told.items() if task in along}
+            objective.told.clear()
+        super().log(logs, *args, **kwargs)
 
     def _give_up(self, task: str, loss: float, norm: float) -> None:
         kept = Path(str(self.args.output_dir)) / "last-good"

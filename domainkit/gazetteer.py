@@ -5,14 +5,21 @@ A tagger reads it beside the model's states: evidence, not a verdict, for names 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from functools import lru_cache
 
 from ahocorasick_rs import AhoCorasick
 
 from domainkit.data.bio import Offsets, covered
 from domainkit.graph import ConceptGraph
+from domainkit.link.abbreviation import abbreviations
 
+SLOTS = 31  # labels that a token's hints tell apart: as many as 62 bits hold
 SHORTEST = 3  # characters of a name; shorter ones are mostly something else
+
+Mark = tuple[int, int, int]  # start and end, characters, half-open; a label's index
 
 
 class Gazetteer:
@@ -31,16 +38,28 @@ class Gazetteer:
         self._search = AhoCorasick(list(owners)) if owners else None
 
     @classmethod
-    def of_graph(cls, graph: ConceptGraph, labels: Sequence[str]) -> Gazetteer:
-        """The names of all concepts whose entity type is one of `labels`.
+    @lru_cache(maxsize=4)
+    def of_types(cls, graph: ConceptGraph, entities: tuple[str, ...]) -> Gazetteer:
+        """The names of all concepts whose entity type is one of `entities`, labelled by their semantic types.
 
         "Hypertension, Portal" is found as "portal hypertension" too, for inverted names are how MeSH sorts.
         """
-        of = {id_: [i for i, label in enumerate(labels) if label in graph.entities(id_)] for id_ in graph.concepts}
-        written = ((name, id_) for alias, id_ in graph.aliases() if of[id_] for name in _written(alias))
-        return cls(((name, label) for name, id_ in written for label in of[id_]), labels)
+        chosen = {id_ for id_ in graph.concepts if not set(entities).isdisjoint(graph.entities(id_))}
+        types = sorted({tui for id_ in chosen for tui in graph.types(id_)})
+        index = {tui: i for i, tui in enumerate(types)}
+        written = ((name, id_) for alias, id_ in graph.aliases() if id_ in chosen for name in _written(alias))
+        return cls(((name, index[tui]) for name, id_ in written for tui in graph.types(id_)), types)
 
-    def find(self, text: str) -> Iterator[tuple[int, int, int]]:
+    @classmethod
+    def of_graph(cls, graph: ConceptGraph, entities: tuple[str, ...]) -> Gazetteer:
+        """The same names, labelled by `entities`."""
+        found = copy(cls.of_types(graph, entities))
+        said = [[i for i, entity in enumerate(entities) if entity in graph.table.entities_of(t)] for t in found.labels]
+        found.labels = entities
+        found._owners = [tuple(sorted({label for own in owners for label in said[own]})) for owners in found._owners]
+        return found
+
+    def find(self, text: str) -> Iterator[Mark]:
         """(start, end, label's index) of every name, leftmost and longest of its label; characters, half-open."""
         lower = _lower(text)
         found = self._search.find_matches_as_indexes(lower, overlapping=True) if self._search else []
@@ -52,13 +71,28 @@ class Gazetteer:
                         free[label] = end
                         yield start, end, label
 
-    def hints(self, text: str, offsets: Offsets) -> tuple[int, ...]:
-        """A bit set for each token: bit 2 i where a name of label i begins, bit 2 i + 1 where it goes on."""
+    def marks(self, text: str) -> list[Mark]:
+        """What `find` finds, and every place of an abbreviation that the text defines, with the labels of the name that
+        its long form ends with."""
+        return [*self.find(text), *self._abbreviated(text)]
+
+    @staticmethod
+    def hints(marks: Iterable[Mark], text: str, offsets: Offsets) -> tuple[int, ...]:
+        """A bit set for each token: bit 2 i where a name of label i begins, bit 2 i + 1 where it goes on.
+
+        Labels beyond SLOTS share a bit with an earlier one.
+        """
         bits = [0] * len(offsets)
-        for start, end, label in self.find(text):
+        for start, end, label in marks:
             for nth, token in enumerate(covered(start, end, text, offsets)):
-                bits[token] |= 1 << (2 * label + (nth > 0))
+                bits[token] |= 1 << (2 * (label % SLOTS) + (nth > 0))
         return tuple(bits)
+
+    def _abbreviated(self, text: str) -> Iterator[Mark]:
+        for short, long in abbreviations(text).items():
+            labels = {label for _, end, label in self.find(long) if end + 1 >= len(long)}
+            for match in re.finditer(rf"(?<!\w){re.escape(short)}(?!\w)", text) if labels else ():
+                yield from ((match.start(), match.end(), label) for label in labels)
 
 
 def _lower(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`domainkit graph`: check, show and build concept graphs. No heavy import at the top."""
+"""`domainkit graph`: check, show, link to and build concept graphs. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ FULL, RELEASE = "medical-full", "umls"  # names of the graphs that `build` makes
 
 graph_app = typer.Typer(
     help="Check a concept graph, look concepts up, build a larger one.",
-    epilog=examples("domainkit graph check medical", "domainkit graph show aspirin"),
+    epilog=examples(
+        "domainkit graph check medical", "domainkit graph show aspirin", "domainkit graph link 'heart attacks'"
+    ),
     no_args_is_help=True,
 )
 
@@ -62,6 +64,33 @@ def show(
         raise UserError(f"no concept {concept!r}", where=graph.path, instead=instead)
     for number, id_ in enumerate(ids):
         typer.echo("\n".join((*("",) * (number > 0), *concept_lines(graph, id_))))
+
+
+@graph_app.command(
+    epilog=examples(
+        "domainkit graph link 'heart attacks'",
+        "domainkit graph link MI --label Disease --text 'Myocardial infarction (MI) was rare.'",
+    )
+)
+def link(
+    mention: Annotated[str, typer.Argument(metavar="MENTION", help="As a text writes it.")],
+    label: Annotated[str, typer.Option(metavar="TYPE", help="Its entity type.  [dim]default: any[/]")] = "",
+    text: Annotated[str, typer.Option(metavar="TEXT", help="What it stands in: abbreviations may be told there.")] = "",
+    name: Annotated[str, typer.Option("--graph", metavar="NAME|PATH", help="The graph to look into.")] = "medical",
+) -> None:
+    """Show the concepts that a mention may mean, the likeliest first: id, probability, how it was found, name."""
+    from domainkit.graph import ConceptGraph
+    from domainkit.link import Linker
+
+    graph = ConceptGraph.load(name)
+    if label and label not in graph.table.entities:
+        raise UserError(f"unknown entity type {label!r}", instead=f"one of {list(graph.table.entities)}")
+    found = Linker(graph).link(mention, label=label, text=text)
+    width = max((len(one.id) for one in found), default=0)
+    for one in found:
+        typer.echo(f"{one.id:<{width}}  {one.score:.3f}  {one.how:<12}  {graph.concept(one.id).name}")
+    if not found:
+        typer.echo(f"no concept fits {mention!r}")
 
 
 @graph_app.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from heapq import nsmallest
 from pathlib import Path
@@ -14,10 +15,14 @@ from domainkit.data.mix import split
 from domainkit.data.read import read
 from domainkit.evaluate import versions
 from domainkit.glossary import Glossary
+from domainkit.graph import ConceptGraph
 from domainkit.kinds import Corpus, Kind, Prepared, load_kind
+from domainkit.link import FILE as LINKING
+from domainkit.link import Linker
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.lexicon import Taught, teach
+from domainkit.model.names import embed_names
 from domainkit.model.split import check_split
 from domainkit.progress import bar, say
 from domainkit.spec import Domain, Source, Task, Training
@@ -33,6 +38,7 @@ class Request:
     out: Path | None = None
     tasks: tuple[str, ...] = ()
     data: tuple[str, ...] = ()  # "PATH" for the first task or "TASK=PATH"
+    format: str = ""  # of `data`; "": as the names of its files say
     limit: int | None = None  # documents of each source
     resume: bool = False
     seed: int = 0
@@ -53,6 +59,8 @@ class Setting:
     data: Mapping[str, Any]  # source → path, SHA-256
     taught: Taught | None = None  # the glossary's tokens, if it has one
     glossary: Glossary | None = None
+    graph: ConceptGraph | None = None
+    linker: Linker | None = None
 
 
 def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: bool = False) -> Setting:
@@ -63,6 +71,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     """
     record = bundle.read(run) if run else None
     glossary = _glossary(domain)
+    graph = ConceptGraph.load(domain.training.graph) if domain.training.graph else None
     tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
@@ -70,9 +79,14 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)
-    sources = {task.name: _sources(task, given.get(task.name), alone=record is not None) for task in tasks}
+    sources = {
+        task.name: _sources(task, given.get(task.name), request.format, alone=record is not None) for task in tasks
+    }
     examples = {
-        name: {s.name: list(_few(read(s.path, language=s.language, source=s.name), request.limit)) for s in found}
+        name: {
+            s.name: list(_few(read(s.path, language=s.language, source=s.name, format=s.format), request.limit))
+            for s in found
+        }
         for name, found in sources.items()
     }
     taught = None
@@ -93,16 +107,20 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
             request.seed,
             held_out=not (record and task.name in given),
             glossary=glossary,
+            graph=graph,
             splits={s.name: s.split for s in sources[task.name]},
         )
         ready = kinds[task.name].prepare(corpus, base)
-        ready = replace(ready, adapter=task.adapter, depths=len(domain.training.depths))
+        ready = replace(ready, adapter=task.adapter, epochs=task.epochs, depths=len(domain.training.depths))
         if record:
-            ready = replace(ready, train=(), check=(), labelled=(), labels=tuple(record.tasks[task.name]["labels"]))
+            ready = replace(
+                ready, train=(), check=(), labelled=(), learned=(), labels=tuple(record.tasks[task.name]["labels"])
+            )
         prepared[task.name] = ready
     kinds = {task.name: kinds[task.name] for task in tasks}
-    data = {f"{name}/{s.name}": _provenance(s.path) for name in kinds for s in sources[name]}
-    return Setting(domain, base, kinds, prepared, data, taught, glossary)
+    data = {f"{name}/{s.name}": _provenance(s.path, s.format) for name in kinds for s in sources[name]}
+    linker = None if dry else _linker(graph, prepared.values(), base, run)
+    return Setting(domain, base, kinds, prepared, data, taught, glossary, graph, linker)
 
 
 def _glossary(domain: Domain) -> Glossary | None:
@@ -110,6 +128,21 @@ def _glossary(domain: Domain) -> Glossary | None:
     name = domain.training.glossary
     beside = domain.path / name
     return Glossary.load(str(beside) if beside.is_file() else name) if name else None
+
+
+def _linker(graph: ConceptGraph | None, prepared: Iterable[Prepared], base: Base, run: Path | None) -> Linker | None:
+    """Links to the concepts of the graph, as the documents of the tasks teach it or a run has learned it."""
+    if graph is None:
+        return None
+    embed = partial(embed_names, base)
+    if run:
+        return Linker.load(run, graph, embed=embed) if (run / LINKING).exists() else None
+    learned = {e.text: e for p in prepared for e in p.learned}  # several tasks may learn from one document
+    documents = [e for e in learned.values() if any(span.concept for span in e.spans)]
+    if not documents:
+        return None
+    say(f"learning to link from {len(documents)} documents …")
+    return Linker.taught(graph, documents, embed=embed)
 
 
 def _wordless(tasks: Sequence[Task]) -> list[Task]:
@@ -189,12 +222,13 @@ def _given(data: Sequence[str], tasks: Sequence[Task]) -> dict[str, Path]:
     return given
 
 
-def _sources(task: Task, given: Path | None, *, alone: bool) -> tuple[Source, ...]:
+def _sources(task: Task, given: Path | None, format: str, *, alone: bool) -> tuple[Source, ...]:
     """A task's sources; the user's own data stands in for its domain text, or (`alone`) for all of it."""
     if given is None:
         return task.sources
     general = () if alone else tuple(s for s in task.sources if s.part == "general")  # stays in the mixture
-    return (Source(path=given.absolute(), part="domain", language="", name=given.name), *general)
+    own = Source(path=given.absolute(), part="domain", language="", name=given.name, format=format)
+    return (own, *general)
 
 
 def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
@@ -204,9 +238,9 @@ def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
     return nsmallest(limit, examples, key=lambda e: sha256(e.text.encode()).digest())
 
 
-def _provenance(path: Path) -> dict[str, str]:
+def _provenance(path: Path, format: str) -> dict[str, str]:
     """Where data came from: path, format, and the SHA-256 of the file (or of the names and hashes below a folder)."""
     if path.is_file():
-        return {"path": str(path), "sha256": bundle.digest(path), "format": path.name.partition(".")[2]}
+        return {"path": str(path), "sha256": bundle.digest(path), "format": format or path.name.partition(".")[2]}
     lines = [f"{p.relative_to(path)} {bundle.digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
-    return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": "folder"}
+    return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": format or "folder"}

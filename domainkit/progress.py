@@ -1,4 +1,4 @@
-"""Progress bars on stderr: tokens per second and time left; plain lines when nobody watches a terminal."""
+"""Progress bars on stderr: how much a second and time left; plain lines when nobody watches a terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ QUIET = 15.0  # seconds between lines when stderr is not a terminal
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar over `total` tokens; the yielded function takes the tokens just done and, optionally, a note.
+def bar(title: str, total: int, unit: str = "tokens") -> Iterator[Callable[..., None]]:
+    """A bar over `total` tokens, or another unit; the yielded function takes those just done and, optionally, a note.
 
     >>> with bar("trunk", 100) as advance: advance(40, "shard 1")
     """
     if total <= 0:
-        yield lambda tokens, note="": None
+        yield lambda count, note="": None
     elif sys.stderr.isatty():
-        yield from _rich(title, total)
+        yield from _rich(title, total, unit)
     else:
-        yield from _plain(title, total)
+        yield from _plain(title, total, unit)
 
 
 def say(line: str) -> None:
@@ -29,7 +29,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _rich(title: str, total: int) -> Iterator[Callable[..., None]]:
+def _rich(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -49,26 +49,31 @@ def _rich(title: str, total: int) -> Iterator[Callable[..., None]]:
         task = progress.add_task(title, total=total, speed="", note="")
         began = time.perf_counter()
 
-        def advance(tokens: int, note: str = "") -> None:
-            progress.advance(task, tokens)
+        def advance(count: int, note: str = "") -> None:
+            progress.advance(task, count)
             done = progress.tasks[task].completed
-            progress.update(task, speed=f"{done / (time.perf_counter() - began):,.0f} tokens/s", note=note)
+            progress.update(task, speed=_rate(done / (time.perf_counter() - began), unit), note=note)
 
         yield advance
 
 
-def _plain(title: str, total: int) -> Iterator[Callable[..., None]]:
+def _plain(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     began = last = time.perf_counter()
     done = 0
 
-    def advance(tokens: int, note: str = "") -> None:
+    def advance(count: int, note: str = "") -> None:
         nonlocal last, done
-        done += tokens
+        done += count
         now = time.perf_counter()
-        if now - last >= QUIET or (tokens and done >= total):
+        if now - last >= QUIET or (count and done >= total):
             last = now
             speed = done / max(now - began, 1e-9)
             left = (total - done) / max(speed, 1e-9)
-            say(f"{title}: {done:,} of {total:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left {note}".rstrip())
+            told = f"{title}: {done:,} of {total:,} {unit}, {_rate(speed, unit)}, {left:,.0f} s left {note}"
+            say(told.rstrip())
 
     yield advance
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.{0 if speed >= 100 else 1}f} {unit}/s"

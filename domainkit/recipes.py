@@ -18,10 +18,15 @@ from domainkit.estimate import Estimate, estimate
 from domainkit.evaluate import glossary_tables, judge, report, settle, training_curves
 from domainkit.files import write_text
 from domainkit.fit import fit
+from domainkit.joint import trained_tokens
+from domainkit.kinds import Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
+from domainkit.model.passing import Passing
+from domainkit.model.split import Trunk
 from domainkit.model.store import Store
-from domainkit.model.top import Top, adapt
+from domainkit.model.top import BALANCE, Top, adapt
+from domainkit.nets.balance import Balance
 from domainkit.prepare import Request, Setting, describe, prepare
 from domainkit.progress import bar, say
 from domainkit.report import Report, write_index
@@ -46,12 +51,13 @@ def finetune(request: Request) -> Path:
     store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
+    reader = reading(setting, top, store)
     for name, prepared in setting.prepared.items():
-        settle(setting.kinds[name], top, store, prepared, context=setting.domain.training.context)
+        settle(name, reader, prepared)
     record = describe(request, setting)
-    bundle.save(folder, top, setting.base, record, bundle.model_card(record, ()))
+    bundle.save(folder, top, setting.base, record, bundle.model_card(record, ()), linker=setting.linker)
     shutil.rmtree(folder / "reports", ignore_errors=True)  # an earlier run's are not this one's
-    summaries = publish(setting, top, store, folder, folder / "reports", log=log, began=began)
+    summaries = publish(setting, reader, folder, folder / "reports", log=log, began=began)
     write_text(folder / "README.md", bundle.model_card(record, summaries))
     shutil.rmtree(folder / WORK)
     return folder
@@ -65,9 +71,12 @@ def plan(request: Request) -> Estimate:
 
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),
-             data: Sequence[str] = (), out: Path | None = None, limit: int | None = None,
+             data: Sequence[str] = (), format: str = "", out: Path | None = None, limit: int | None = None,
              hub: bool = False) -> Path:  # fmt: skip
-    """Score a finished run on held-out data, or on all of `data`. Returns the folder of the reports."""
+    """Score a finished run on held-out data, or on all of `data` (`format`: of its files, if their names do not say).
+
+    Returns the folder of the reports.
+    """
     began = time.perf_counter()
     loaded = Domain.load(domain)
     folder = run or Path("runs") / loaded.name
@@ -77,14 +86,14 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
     loaded = _as_trained(loaded, record)
     request = Request(
         domain, base or str(record.base["name"]), tasks=tuple(tasks) or tuple(record.tasks), data=tuple(data),
-        limit=limit, seed=record.seed, hub=hub,
+        format=format, limit=limit, seed=record.seed, hub=hub,
     )  # fmt: skip
     setting = prepare(request, loaded, folder)
     store = activations(setting)
     top = fresh_top(setting, record.seed)
     bundle.restore(folder, top)
     target = out or folder / "reports"
-    publish(setting, top, store, folder, target, log=(), began=began)
+    publish(setting, reading(setting, top, store), folder, target, log=(), began=began)
     return target
 
 
@@ -118,16 +127,30 @@ def fresh_top(setting: Setting, seed: int) -> Top:
     heads = bundle.heads_of(
         {name: kind.head(setting.base, setting.prepared[name]) for name, kind in setting.kinds.items()}
     )
+    learning = [name for name, prepared in setting.prepared.items() if prepared.train]
+    if training.balance and len(learning) > 1:
+        heads[BALANCE] = Balance(learning)
     return adapt(
         setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed,
         adapters=[prepared.adapter for prepared in setting.prepared.values()], steer=training.steer,
     )  # fmt: skip
 
 
+def reading(setting: Setting, top: Top, store: Store) -> Reader:
+    """What the tasks read documents with."""
+    training, prepared = setting.domain.training, setting.prepared
+    return Reader(
+        top, setting.base,
+        Passing(Trunk(setting.base, training.layers, training.depths), context=training.context, store=store),
+        training.context, setting.kinds, {name: p.labels for name, p in prepared.items()},
+        {name: p.adapter for name, p in prepared.items()}, setting.graph, setting.linker,
+    )  # fmt: skip
+
+
 def train(setting: Setting, top: Top, store: Store, work: Path, request: Request) -> Sequence[Mapping[str, Any]]:
     """Fit the top under a progress bar; returns the log of every step."""
     training = setting.domain.training
-    total = training.epochs * sum(len(s.ids) for p in setting.prepared.values() for s in p.train)
+    total = sum(trained_tokens(setting.prepared, training).values())
     with bar("top", total) as advance:
 
         def tell(tokens: int, logs: Mapping[str, float]) -> None:
@@ -140,7 +163,7 @@ def train(setting: Setting, top: Top, store: Store, work: Path, request: Request
     return fitted.log
 
 
-def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *,
+def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
             log: Sequence[Mapping[str, Any]], began: float) -> list[str]:  # fmt: skip
     """Score every task on its held-out data and write the reports. Returns their summaries."""
     say("evaluating on held-out data …")
@@ -149,7 +172,7 @@ def publish(setting: Setting, top: Top, store: Store, run: Path, target: Path, *
     earlier = _reports_of(setting.domain, run, target)
     reports: dict[str, Report] = {}
     for name, prepared in setting.prepared.items():
-        outcome = judge(setting.kinds[name], top, store, prepared, context=setting.domain.training.context, seed=seed)
+        outcome = judge(name, reader, prepared, seed=seed)
         reports[name] = report(
             replace(outcome, tables=(*outcome.tables, *glossary_tables(record.glossary))),
             setting.domain,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import torch
 from peft import PeftModel
 
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Kind, Prepared, make_kind
+from domainkit.graph import ConceptGraph
+from domainkit.kinds import ANNOTATING, Kind, Prepared, Reader, make_kind
 from domainkit.kinds.lm import spoken
 from domainkit.kinds.terms import Query, encode
+from domainkit.link import FILE as LINKING
+from domainkit.link import Linker
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
+from domainkit.model.names import embed_names
+from domainkit.model.passing import Passing
 from domainkit.model.split import Trunk
 from domainkit.model.top import Top, adapt
 from domainkit.model.trunk import forward
@@ -66,6 +72,38 @@ class Run:
             raise UserError("the term is empty, or too long for this run", instead="a Chinese term")
         return self._kind(name).predict(self.top, self._batch(list(query)), self.record.tasks[name]["labels"])[0]
 
+    def extract(self, texts: Sequence[str], *, summaries: bool = False) -> list[Example]:
+        """Each text with what the run's tasks find in it: entities and their concepts, relations.
+
+        summaries: write them too; they take much longer. Texts that belong together are best given together:
+        activations are computed for several at once. Raises UserError when no task of the run does what is asked.
+        """
+        return self.annotate([Example(text, id=str(i)) for i, text in enumerate(texts)], summaries=summaries)
+
+    def annotate(self, examples: Sequence[Example], *, summaries: bool = False) -> list[Example]:
+        """`extract` for documents, which keep what else is known of them. Nothing is found in a blank one."""
+        kinds = asked(self.record, self.folder, summaries=summaries)
+        found = iter(self.reader.annotate([e for e in examples if e.text.strip()], kinds=kinds))
+        nothing = [replace(example, spans=(), relations=(), summary="") for example in examples]
+        return [next(found) if example.text.strip() else example for example in nothing]
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What documents are read with."""
+        record, tasks = self.record, self.record.tasks
+        graph = ConceptGraph.load(record.training["graph"]) if record.training["graph"] else None
+        linking = graph and (self.folder / LINKING).exists()
+        linker = Linker.load(self.folder, graph, embed=partial(embed_names, self.base)) if graph and linking else None
+        trunk, context = (
+            Trunk(self.base, record.training["layers"], record.training["depths"]),
+            record.training["context"],
+        )
+        return Reader(
+            self.top, self.base, Passing(trunk, context=context), context,
+            {name: self._kind(name) for name in tasks}, {name: tuple(task["labels"]) for name, task in tasks.items()},
+            {name: str(task["adapter"]) for name, task in tasks.items()}, graph, linker,
+        )  # fmt: skip
+
     def bits_per_byte(self, text: str) -> dict[str, float]:
         """How well base and adapted model predict `text`; smaller is better."""
         name = self._only("lm")
@@ -104,7 +142,7 @@ class Run:
         return tokens
 
     def _batch(self, tokens: list[Tokens]) -> Batch:
-        trunk = Trunk(self.base, self.record.training["layers"])
+        trunk = Trunk(self.base, self.record.training["layers"], self.record.training["depths"])
         values = {s.digest: value for s, value in zip(tokens, forward(trunk, tokens), strict=True)}
         return collate([tuple(tokens)], values.__getitem__)
 
@@ -133,6 +171,18 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     )  # fmt: skip
     bundle.restore(folder, top)
     return Run(folder, record, loaded, bundle.whole(folder, loaded).eval(), top.eval())
+
+
+def asked(record: bundle.Record, folder: Path, *, summaries: bool) -> tuple[str, ...]:
+    """The kinds of tasks that documents are read with. Raises UserError when the run has none of them."""
+    kinds = ANNOTATING if summaries else tuple(kind for kind in ANNOTATING if kind != "summary")
+    has = {task["kind"] for task in record.tasks.values()}
+    if summaries and "summary" not in has:
+        raise UserError("no task of this run writes summaries", where=folder, instead="a run with such a task")
+    if not has.intersection(kinds):
+        other = "to ask for summaries" if "summary" in has else "a medical run"
+        raise UserError("no task of this run finds entities or relations", where=folder, instead=other)
+    return kinds
 
 
 def _kind(record: bundle.Record, name: str, folder: Path) -> Kind:

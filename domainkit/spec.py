@@ -27,6 +27,7 @@ class Source:
     language: str  # ISO 639-1
     name: str = ""  # unique in its task; the file's name without suffix when not given
     split: str = field(default="", metadata={"choices": ("", "train", "test")})  # "": by the hash of each document
+    format: str = ""  # of the files, one of `data.read.FORMATS`; "": as their names say
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Training:
 
     glossary: str = ""  # whose terms get tokens of their own: a shipped one, or a TSV file; "" for none
     glossary_tokens: int = field(default=30_000, metadata={"min": 0})  # read to learn their rows
+    graph: str = ""  # concept graph of the domain: a shipped one, or a folder; "" for none
+    balance: bool = False  # weigh the losses of the tasks by what is uncertain about each
     steer: bool = False  # let the last layers' attention lean towards the glossary's tokens
     layers: int = field(default=2, metadata={"min": 1})  # last layers that learn
     depths: tuple[int, ...] = ()  # layers passed, of the trunk: what leaves them is kept for the heads that read it
@@ -64,6 +67,7 @@ class Task:
     sources: tuple[Source, ...]
     settings: Mapping[str, object]
     adapter: str  # tasks that name the same one train it together
+    epochs: int  # times every training text is seen; 0: as often as the domain says
     path: Path
     origin: str  # where the settings come from, for messages: the file, and what was laid over it
 
@@ -74,6 +78,7 @@ class _TaskFile:
     title: str
     sources: tuple[Source, ...]
     adapter: str = "default"
+    epochs: int = field(default=0, metadata={"min": 0})
     settings: dict = field(default_factory=dict)
 
 
@@ -121,6 +126,8 @@ class Domain:
         own = fill(_DomainFile, read[DOMAIN_FILE][0], where=where)
         tasks = {path.stem: _task(path, read[path.name][0]) for path in paths}
         training = asdict(fill(Training, own.training, where=where))
+        if training["graph"] and (folder / training["graph"]).is_dir():
+            training["graph"] = str((folder / training["graph"]).resolve())  # a run finds it again
         for overlay, where in _overlays(config, overrides, tasks):
             fill(Training, overlay.training, where=where)  # by itself: a fault is blamed on its own file
             training |= overlay.training
@@ -194,7 +201,7 @@ def _task(path: Path, table: Mapping[str, Any]) -> Task:
         faults.add("no source", "at least one [[sources]] table")
     faults.stop()
     settings = MappingProxyType(own.settings)
-    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, path, where)
+    return Task(path.stem, own.kind, own.title, tuple(sources.values()), settings, own.adapter, own.epochs, path, where)
 
 
 def _overlays(config: Path | None, overrides: Sequence[str], known: Iterable[str]) -> list[tuple[_Overlay, str]]:

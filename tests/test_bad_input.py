@@ -150,7 +150,8 @@ def test_a_document_longer_than_the_context_becomes_several_windows(desk: Desk, 
 
 def test_unknown_domain(desk: Desk) -> None:
     message = fault(domainkit("finetune", "finanse", "--out", str(desk.run)))
-    assert message.startswith("error: unknown domain 'finanse'; instead: 'finance' (one of ['finance', 'medical'])")
+    known = "['biored', 'finance', 'medical']"
+    assert message.startswith(f"error: unknown domain 'finanse'; instead: 'finance' (one of {known})")
     fault(domainkit("eval", str(desk.folder / "nowhere"), "--run", str(desk.run)), "unknown domain", "domain.toml")
 
 

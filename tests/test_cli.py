@@ -16,7 +16,7 @@ from domainkit import cli
 from domainkit.types import UserError
 
 COMMANDS = (
-    [], ["finetune"], ["eval"], ["export"],
+    [], ["finetune"], ["eval"], ["extract"], ["export"],
     ["base"], ["base", "pull"], ["base", "list"], ["base", "check"],
     ["glossary"], ["glossary", "check"], ["glossary", "map"], ["glossary", "stats"], ["glossary", "tokens"],
 )  # fmt: skip
@@ -32,6 +32,7 @@ class Request:
     out: Path | None
     tasks: tuple[str, ...]
     data: tuple[str, ...]
+    format: str
     limit: int | None
     resume: bool
     seed: int
@@ -118,14 +119,14 @@ def test_wrong_usage_fails(monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 
 def test_finetune_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes: Recipes) -> None:
     line = (
-        "finetune ./law --base b --out r --task lm --task triage --data a.txt --data triage=b.jsonl"
+        "finetune ./law --base b --out r --task lm --task triage --data a.txt --data triage=b.jsonl --format brat"
         " --bits 8 --layers 3 --limit 9 --seed 5 --config c.toml --set epochs=2 --set rank=4"
         " --hub --overwrite --resume"
     )
     assert run(monkeypatch, *line.split()) == 0
     wanted = Request(
-        "./law", "b", Path("r"), ("lm", "triage"), ("a.txt", "triage=b.jsonl"), 9, True, 5, Path("c.toml"),
-        ("bits=8", "layers=3", "epochs=2", "rank=4"), True, True,
+        "./law", "b", Path("r"), ("lm", "triage"), ("a.txt", "triage=b.jsonl"), "brat", 9, True, 5,
+        Path("c.toml"), ("bits=8", "layers=3", "epochs=2", "rank=4"), True, True,
     )  # fmt: skip
     assert recipes.asked == [wanted]
 
@@ -136,7 +137,9 @@ def test_finetune_says_where_things_are(
     assert run(monkeypatch, "finetune", "finance") == 0
     assert "runs/finance\n" in (printed := capsys.readouterr().out)
     assert "runs/finance/reports/index.html\n" in printed
-    assert recipes.asked == [Request("finance", "smollm2-135m", None, (), (), None, False, 0, None, (), False, False)]
+    assert recipes.asked == [
+        Request("finance", "smollm2-135m", None, (), (), "", None, False, 0, None, (), False, False)
+    ]
 
 
 def test_dry_run_only_plans(
@@ -150,11 +153,11 @@ def test_dry_run_only_plans(
 def test_eval_passes_everything_on(
     monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "eval finance --run r --base b --task lm --data x.txt --out o --limit 3 --hub"
+    line = "eval finance --run r --base b --task lm --data x.txt --format text --out o --limit 3 --hub"
     assert run(monkeypatch, *line.split()) == 0
     wanted = {
-        "run": Path("r"), "base": "b", "tasks": ("lm",), "data": ("x.txt",), "out": Path("o"),
-        "limit": 3, "hub": True,
+        "run": Path("r"), "base": "b", "tasks": ("lm",), "data": ("x.txt",), "format": "text",
+        "out": Path("o"), "limit": 3, "hub": True,
     }  # fmt: skip
     assert recipes.asked == [("finance", wanted)]
     assert capsys.readouterr().out == "report: runs/finance/reports/index.html\n"
@@ -211,6 +214,25 @@ def test_ctrl_c_says_how_to_go_on(
     line = ["finetune", "finance", "--overwrite", "--seed", "3", "--out", "my runs"]
     assert run(monkeypatch, *line) == 130
     wanted = "stopped; continue with: domainkit finetune finance --seed 3 --out 'my runs' --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == wanted
+
+
+def test_ctrl_c_says_how_an_extraction_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import domainkit
+
+    class Story:
+        Request = staticmethod(lambda *fields: fields)
+
+        def extract(self, request: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "domainkit.extract", Story())  # type: ignore[arg-type]
+    monkeypatch.setattr(domainkit, "extract", Story(), raising=False)
+    line = ["extract", "runs/medical", "my notes.txt", "--out", "a.jsonl", "--overwrite"]
+    assert run(monkeypatch, *line) == 130
+    wanted = "stopped; continue with: domainkit extract runs/medical 'my notes.txt' --out a.jsonl --overwrite"
     assert capsys.readouterr().err.splitlines()[-1] == wanted
 
 
@@ -296,7 +318,7 @@ def test_the_stand_ins_are_like_the_real_things() -> None:
     assert {f.name for f in fields(recipes.Request)} == {f.name for f in fields(Request)}
     assert {f.name for f in fields(base.Entry)} == {f.name for f in fields(Entry)}
     assert callable(recipes.plan) and callable(recipes.finetune)
-    assert {"domain", "run", "base", "tasks", "data", "out", "limit", "hub"} == set(
+    assert {"domain", "run", "base", "tasks", "data", "format", "out", "limit", "hub"} == set(
         signature(recipes.evaluate).parameters
     )
     assert {"run", "target", "base", "bits", "hub"} == set(signature(recipes.export).parameters)

@@ -269,7 +269,9 @@ def test_nothing_is_pickled_but_the_trainers_own_state(case: Case, whole: Whole)
 @settings(max_examples=80)
 def test_every_sequence_once_per_epoch(a: list[int], b: list[int], epochs: int, seed: int, tokens: int) -> None:
     tasks = {
-        name: Prepared(tuple(Tokens((i, *range(n - 1)), n, f"{name} {i}") for i, n in enumerate(lengths)), ())
+        name: Prepared(
+            tuple(Tokens((i, *range(n - 1)), n, f"{name} {i}") for i, n in enumerate(lengths)), (), adapter=name
+        )
         for name, lengths in (("a", a), ("b", b))
     }
     training = replace(TRAINING, epochs=epochs, context=30, batch_tokens=tokens)

@@ -45,7 +45,7 @@ def test_whole_words_in_any_case(names: Gazetteer, text: str, expected: list[tup
 def test_hints_are_bits_for_each_token(names: Gazetteer) -> None:
     text = "A heart failure by lead"
     offsets = [(0, 0), (0, 1), (1, 7), (7, 15), (15, 18), (18, 23)]
-    assert names.hints(text, offsets) == (0, 0, 0b0100, 0b1000, 0, 0b0101)
+    assert names.hints(names.marks(text), text, offsets) == (0, 0, 0b0100, 0b1000, 0, 0b0101)
 
 
 @given(st.text(alphabet="aspirn tle👍İ-", max_size=40))
@@ -60,5 +60,23 @@ def test_a_graph_speaks_for_the_labels_of_its_concepts() -> None:
     told = found(names, "Portal hypertension after acetylsalicylic acid; the committee agreed.")
     assert ("Portal hypertension", "Disease") in told and ("acetylsalicylic acid", "Chemical") in told
     assert not any("committee" in name for name, _ in told)
-    assert Gazetteer.of_graph(graph, ("Nothing",)).hints("aspirin", [(0, 7)]) == (0,)
+    assert Gazetteer.of_graph(graph, ("Nothing",)).marks("aspirin") == []
     assert Path(graph.path).name == "medical"
+
+
+def test_semantic_types_and_labels_are_told_by_the_same_names() -> None:
+    graph: Any = ConceptGraph.load("medical")
+    types, labels = Gazetteer.of_types(graph, LABELS), Gazetteer.of_graph(graph, LABELS)
+    text = "Aspirin for diabetes mellitus, pain and depression in insulin resistance"
+    told = {text[start:end] for start, end, _ in labels.find(text)}
+    assert told == {text[start:end] for start, end, _ in types.find(text)} >= {"Aspirin", "pain"}
+    by_name = {(text[start:end], types.labels[i]) for start, end, i in types.find(text)}
+    assert {("Aspirin", "T109"), ("pain", "T184")} <= by_name  # organic chemical; sign or symptom
+
+
+def test_an_abbreviation_speaks_for_the_name_it_stands_for(names: Gazetteer) -> None:
+    text = "chronic heart failure (CHF): CHF, not XCHF"
+    offsets = [(0, 0), *((i, i + 1) for i in range(len(text)))]
+    hints = names.hints(names.marks(text), text, offsets)
+    assert {i - 1 for i, bits in enumerate(hints) if bits & 0b0100} == {8, 23, 29}  # where a disease begins
+    assert {text[start:end] for start, end, _ in names.marks(text.replace("(CHF)", "or CHF"))} == {"heart failure"}

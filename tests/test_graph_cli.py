@@ -108,6 +108,33 @@ def test_show_looks_into_the_shipped_graph(desk: Path) -> None:
     refused(domainkit("graph", "show", "asprin"), "medical: no concept 'asprin'; instead: an id (D001241), a whole")
 
 
+# link
+
+
+def test_link_shows_candidates_the_likeliest_first(desk: Path) -> None:
+    ended = domainkit("graph", "link", "heart attacks", "--graph", "mine")
+    assert (ended.code, ended.err) == (0, "")
+    best, *others = [line.split(maxsplit=3) for line in ended.out.splitlines()]
+    assert (best[0], *best[2:]) == ("D2", "normalised", "Myocardial Infarction")
+    assert others and all(float(one[1]) < float(best[1]) <= 1 for one in others)
+
+
+def test_link_with_a_label_and_a_text(desk: Path) -> None:
+    line = ("graph", "link", "HD", "--graph", "mine", "--label", "Disease")
+    text = "Cardiac diseases were told apart. Heart diseases (HD) are many."
+    assert domainkit(*line).out == "no concept fits 'HD'\n"
+    assert domainkit(*line, "--text", text).out.startswith("D1 ")
+    assert "abbreviation  Heart Diseases" in domainkit(*line, "--text", text).out
+
+
+def test_link_of_nothing_and_of_an_unknown_label(desk: Path) -> None:
+    for mention in ("zzz qqq", "", "😀"):
+        ended = domainkit("graph", "link", mention, "--graph", "mine")
+        assert (ended.code, ended.err, ended.out) == (0, "", f"no concept fits {mention!r}\n")
+    refused(domainkit("graph", "link", "x", "--graph", "mine", "--label", "Illness"), "unknown entity type 'Illness'; "
+            "instead: one of ['Disease', 'Chemical', 'Gene']")  # fmt: skip
+
+
 # build
 
 

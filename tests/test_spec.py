@@ -187,7 +187,7 @@ def test_hashes_change_with_their_file_only(law: Path) -> None:
 
 
 def test_an_unknown_domain_names_the_known_and_the_closest() -> None:
-    with pytest.raises(UserError, match=r"unknown domain 'finanse'; instead: 'finance' \(one of \['finance'"):
+    with pytest.raises(UserError, match=r"unknown domain 'finanse'; instead: 'finance' \(one of \['biored', 'finance'"):
         Domain.load("finanse")
 
 

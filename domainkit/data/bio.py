@@ -6,7 +6,9 @@ spans that overlap the longer one is told (the earlier one of two as long), and 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from domainkit.types import Span
 
@@ -37,8 +39,14 @@ def tags(spans: Iterable[Span], text: str, offsets: Offsets, labels: Sequence[st
 
 
 def covered(start: int, end: int, text: str, offsets: Offsets) -> Iterator[int]:
-    """The tokens that hold a character from `start` to `end`, the space before a word left out."""
-    for i, (a, b) in enumerate(offsets):
+    """The tokens that hold a character from `start` to `end`, the space before a word left out.
+
+    offsets rise, but for those of tokens without characters.
+    """
+    for i in range(bisect_right(offsets, start, key=itemgetter(1)), len(offsets)):
+        a, b = offsets[i]
+        if a >= end:
+            break
         if a < b and a + (text[a].isspace() and b - a > 1) < end and b > start:
             yield i
 

@@ -48,8 +48,9 @@ _SNIFFED = 4096  # bytes at a file's beginning that tell PubTator and CoNLL from
 
 
 def read(
-    path: Path, *, language: str = "", source: str = "", format: str = "", allowed: Allowed | None = None
-) -> Iterator[Example]:
+    path: Path, *, language: str = "", source: str = "", format: str = "", allowed: Allowed | None = None,
+    blank: bool = False,
+) -> Iterator[Example]:  # fmt: skip
     """Stream the documents of a file, or of every supported file below a folder, in sorted order.
 
     The whole input is checked before this returns, so a fault never surfaces half-way; the file is
@@ -60,20 +61,22 @@ def read(
     lies beside it (BRAT) or it begins as PubTator does. A .tsv has to begin as CoNLL does; CoNLL in a .txt has to be
     named.
     allowed: the labels that gold annotation may use; any when not given. What gold annotation may look like is told in
-    `domainkit.data.row`. Raises UserError with all faults of the input.
+    `domainkit.data.row`.
+    blank: whether a file may hold nothing but blank documents. Raises UserError with all faults of the input.
     """
     path = Path(path)
-    files = _files(path, format)
+    files = locate(path, format)
     faults = Faults()
     for file, reader in files:
-        _check(file, reader, faults, allowed or Allowed())
+        _check(file, reader, faults, allowed or Allowed(), blank)
     faults.stop(path)
     if faults.passed:
         say(f"{path}: read without {_counted(faults.passed)}")
-    return _stream(path, files, language, source)
+    return stream(path, files, language, source)
 
 
-def _stream(path: Path, files: list[tuple[Path, str]], language: str, source: str) -> Iterator[Example]:
+def stream(path: Path, files: list[tuple[Path, str]], language: str = "", source: str = "") -> Iterator[Example]:
+    """The documents of files that `read` found sound, unchecked; `path` is the file itself, or a folder above them."""
     for file, reader in files:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for row in _rows(file, reader, Faults()):
@@ -86,8 +89,8 @@ def _stream(path: Path, files: list[tuple[Path, str]], language: str, source: st
             )
 
 
-def _files(path: Path, format: str) -> list[tuple[Path, str]]:
-    """The files to read, each with its format.
+def locate(path: Path, format: str = "") -> list[tuple[Path, str]]:
+    """The files to read, each with its format: a file itself, or those below a folder, in sorted order.
 
     Raises UserError for a missing path, an unknown format or suffix, or a folder without data.
     """
@@ -144,11 +147,11 @@ def _first_line(file: Path) -> str:
     return head.decode("utf-8-sig", "ignore").lstrip().partition("\n")[0].removesuffix("\r")
 
 
-def _check(file: Path, reader: str, faults: Faults, allowed: Allowed) -> None:
+def _check(file: Path, reader: str, faults: Faults, allowed: Allowed, blank: bool) -> None:
     """Read `file` once and add its faults."""
     own, good = Faults(), 0
     for row in _rows(file, reader, own):
-        good += check(row, file, own, allowed) and bool(row.fields["text"].strip())
+        good += check(row, file, own, allowed) and (blank or bool(row.fields["text"].strip()))
     if not own.found and not good:
         what = "the file is empty" if not file.stat().st_size else "the file holds no document"
         own.add(what, file, "a file with at least one text")

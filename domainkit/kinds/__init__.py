@@ -6,16 +6,18 @@ A kind turns examples into token sequences, says what is learned from their stat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from domainkit.data.mix import split
 from domainkit.fill import fill
 from domainkit.glossary import Glossary
+from domainkit.graph import ConceptGraph
+from domainkit.link import Linker
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import DEFAULT, Top
@@ -38,6 +40,7 @@ class Corpus:
     seed: int
     held_out: bool = True  # False: everything is test data (a file given to `eval`)
     glossary: Glossary | None = None  # whose terms have tokens of their own in the base
+    graph: ConceptGraph | None = None  # what its concepts are called, and which relations may link them
     splits: Mapping[str, str] = field(default_factory=dict)  # source name → "train" | "test", where the source says so
 
     def sides(self) -> tuple[list[Example], list[Example]]:
@@ -64,8 +67,10 @@ class Prepared:
     labels: tuple[str, ...] = ()
     labelled: tuple[Tokens, ...] = ()  # every text with a known label, also beyond `train`: a head may learn from them
     gold: tuple[Example, ...] = ()  # the documents of `test` as they are annotated
+    learned: tuple[Example, ...] = ()  # those of `train`, where a linker may learn from their concepts
     depths: int = 0  # how many depths of the trunk stand in the activations beside its output
     adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
+    epochs: int = 0  # times `train` is seen, in the last epochs of the run; 0: in all of them
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
     rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
 
@@ -86,6 +91,8 @@ class Outcome:
     tables: tuple[Table, ...] = ()
     examples: tuple[Passage, ...] = ()  # documents to look at, errors first
 
+
+ANNOTATING = ("ner", "relation", "summary")  # kinds that annotate documents; each builds on those before it
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations
 
@@ -111,8 +118,50 @@ class Kind(Protocol):
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
         """One answer per sequence of the batch, in the batch's order."""
 
-    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
         """Score the adapted top beside the untouched base or another baseline, on test sequences."""
+
+
+class Annotator(Kind, Protocol):
+    """A kind that writes what it finds into documents."""
+
+    def annotate(self, reader: Reader, examples: Sequence[Example]) -> list[Example]:
+        """The documents, in order, with what this kind finds in place of what they had of it."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A top with all the tasks of its run: what documents are read with."""
+
+    top: Top
+    base: Base
+    batched: Batched
+    context: int  # tokens per sequence
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each task
+    adapters: Mapping[str, str] = field(default_factory=dict)  # of each task; DEFAULT when not named
+    graph: ConceptGraph | None = None
+    linker: Linker | None = None
+
+    def top_of(self, task: str) -> Top:
+        """The top with the adapter of a task in use."""
+        self.top.use(self.adapters.get(task, DEFAULT))
+        return self.top
+
+    def annotate(
+        self, examples: Sequence[Example], *, until: str = "", kinds: Sequence[str] = ANNOTATING
+    ) -> list[Example]:
+        """The documents with all that the tasks find: spans and their concepts, then relations, then a summary.
+
+        until: only what the tasks before this one find, for it builds on them. kinds: of tasks that are asked.
+        """
+        found = [replace(example, spans=(), relations=(), summary="") for example in examples]
+        for kind in kinds:
+            for name in (name for name, its in self.kinds.items() if its.__module__.endswith(f".{kind}")):
+                if name == until:
+                    return found
+                found = cast(Annotator, self.kinds[name]).annotate(self, found)
+        return found
 
 
 def load_kind(task: Task) -> Kind:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Batched, Corpus, Outcome, Prepared
+from domainkit.kinds import Corpus, Outcome, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -114,10 +114,11 @@ class Kind:
         best = self._logprobs(top, batch).exp().max(-1)
         return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+        top = reader.top_of(self.name)
         tested: list[Tokens] = []
         predicted: list[str] = []
-        for batch in batched(prepared.test):
+        for batch in reader.batched(prepared.test):
             tested += [s for _, s in batch.placed]
             predicted += [label for label, _ in self.predict(top, batch, prepared.labels)]
         gold = [s.label for s in tested]

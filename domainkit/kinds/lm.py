@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import mixture, split
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Batched, Corpus, Outcome, Prepared
+from domainkit.kinds import Corpus, Outcome, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -119,7 +119,8 @@ class Kind:
         with top.untouched():
             return _surprise(top, batch, top.own_weight)
 
-    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+        top, batched = reader.top_of(self.name), reader.batched
         ours = [row for batch in batched(prepared.test) for row in _named(batch, self.predict(top, batch, ()))]
         plain = prepared.plain or prepared.test
         theirs = [row for batch in batched(plain) for row in _named(batch, self.base(top, batch))]

@@ -18,17 +18,20 @@ from torch.nn.functional import cross_entropy
 
 from domainkit.data import bio
 from domainkit.data.overlaps import overlaps
+from domainkit.data.strangers import strangers
 from domainkit.data.tokens import overlapping
 from domainkit.gazetteer import Gazetteer
 from domainkit.graph import ConceptGraph
-from domainkit.kinds import Batched, Corpus, Outcome, Prepared
+from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.link import Linker
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
 from domainkit.nets.tagger import Tagger
 from domainkit.passages import passages
+from domainkit.progress import say
 from domainkit.report import Table
-from domainkit.spanscore import span_scores
+from domainkit.spanscore import PerLabel, Scores, link_accuracy, link_scores, span_scores
 from domainkit.types import Example, Span, UserError
 from domainkit.types import Sequence as Tokens
 
@@ -36,7 +39,7 @@ from domainkit.types import Sequence as Tokens
 @dataclass(frozen=True)
 class Settings:
     labels: tuple[str, ...] = ()  # kinds of entities, as the data calls them; none: all that the data has
-    graph: str = ""  # concept graph whose names the tagger is told of; "" for none
+    gazetteer: bool = True  # tell the tagger where the names of the domain's concept graph stand
     overlap: int = field(default=128, metadata={"min": 0})  # tokens that neighbouring windows of a document share
 
 
@@ -45,24 +48,25 @@ class Kind:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
-        if settings.graph and not settings.labels:
-            raise UserError("a graph needs to know the labels", where=name, instead='labels = ["Disease", …]')
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
         learned, held = corpus.sides()
         labels = self._labels([*learned, *held])
+        for line in strangers([*learned, *held], labels, corpus.graph):
+            say(f"{self.name}: {line}")
         learned, held = ([_asked(e, labels) for e in side if e.text.strip()] for side in (learned, held))
         if not held or (corpus.held_out and not learned):
             raise UserError("no document is left to " + ("learn from" if held else "test on"), where=self.name,
                             instead="more documents")  # fmt: skip
-        graph = self.settings.graph
-        names = Gazetteer.of_graph(ConceptGraph.load(graph), labels) if graph else None
+        names = Gazetteer.of_graph(corpus.graph, labels) if corpus.graph else None
         seen = ((e.text[s.start : s.end], labels.index(s.label)) for e in learned for s in e.spans)
         dictionaries = {"dictionary": names, "known mentions": Gazetteer(seen, labels) if learned else None}
         told = {name: [_named(found, e) for e in held] for name, found in dictionaries.items() if found}
-        train, test = (tuple(self._windows(side, labels, names, base, corpus.context)) for side in (learned, held))
+        sides = [[s for e in side for s in self._windows(e, labels, corpus.graph, base, corpus.context)]
+                 for side in (learned, held)]  # fmt: skip
         tables = (_count_table({"learned from": learned, "held out": held}),)
-        return Prepared(train, test, labels=labels, gold=tuple(held), rivals=told, tables=tables)
+        return Prepared(tuple(sides[0]), tuple(sides[1]), labels=labels, gold=tuple(held), learned=tuple(learned),
+                        rivals=told, tables=tables)  # fmt: skip
 
     def _labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """The labels that are asked for. Raises UserError when the annotation has none of them."""
@@ -74,13 +78,14 @@ class Kind:
             raise UserError(f"no span is {asked}", where=self.name, instead=instead)
         return labels
 
-    def _windows(self, examples: Iterable[Example], labels: Sequence[str], names: Gazetteer | None, base: Base,
+    def _windows(self, e: Example, labels: tuple[str, ...], graph: ConceptGraph | None, base: Base,
                  context: int) -> Iterator[Tokens]:  # fmt: skip
-        for e in examples:
-            windows = overlapping(e, base.tokenizer, base.prefix_id, context=context, overlap=self.settings.overlap)
-            for s in windows:
-                hints = names.hints(e.text, s.offsets) if names else (0,) * len(s.ids)
-                yield replace(s, tags=bio.tags(e.spans, e.text, s.offsets, labels), hints=hints)
+        names = Gazetteer.of_types(graph, labels) if graph and self.settings.gazetteer else None
+        marks = names.marks(e.text) if names else []
+        windows = overlapping(e, base.tokenizer, base.prefix_id, context=context, overlap=self.settings.overlap)
+        for s in windows:
+            hints = names.hints(marks, e.text, s.offsets) if names else (0,) * len(s.ids)
+            yield replace(s, tags=bio.tags(e.spans, e.text, s.offsets, labels), hints=hints)
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         return Tagger(base.width, prepared.depths + 2, len(prepared.labels))
@@ -101,32 +106,52 @@ class Kind:
         states = top.depths(batch)
         spans = [slice(start, start + len(s.ids)) for start, s in batch.placed]
         hints = [torch.tensor(s.hints, device=states.device) for _, s in batch.placed]
-        return cast(Tagger, top.heads[self.name])([states[span] for span in spans], hints)
+        ids = [torch.tensor(s.ids, device=states.device) for _, s in batch.placed]
+        return cast(Tagger, top.heads[self.name])([states[span] for span in spans], hints, ids)
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[int, ...]]:
         """The most likely tag of each token of each sequence."""
         return [tuple(found.argmax(-1).tolist()) for found in self._logits(top, batch)]
 
-    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+    @torch.no_grad()
+    def annotate(self, reader: Reader, examples: Sequence[Example]) -> list[Example]:
+        """The documents with the entities that are found in them, linked if the reader can link."""
+        labels, top = reader.labels[self.name], reader.top_of(self.name)
+        documents = [list(self._windows(e, labels, reader.graph, reader.base, reader.context)) for e in examples]
         tags: dict[str, tuple[int, ...]] = {}
-        for batch in batched(prepared.test):
-            found = self.predict(top, batch, prepared.labels)
+        for batch in reader.batched([s for windows in documents for s in windows]):
+            found = self.predict(top, batch, labels)
             tags |= {s.digest: one for (_, s), one in zip(batch.placed, found, strict=True)}
-        gold, documents = prepared.gold, _documents(prepared.test)
-        predicted = [
-            replace(e, spans=_joined(e.text, [(s, tags[s.digest]) for s in windows], prepared.labels), relations=())
-            for e, windows in zip(gold, documents, strict=True)
+        told = [
+            replace(e, spans=_joined(e.text, [(s, tags[s.digest]) for s in windows], labels), relations=())
+            for e, windows in zip(examples, documents, strict=True)
         ]
+        return [reader.linker.link_document(e) for e in told] if reader.linker else told
+
+    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+        gold = prepared.gold
+        predicted = self.annotate(reader, gold)
         scores, per_label = span_scores(gold, predicted, seed=seed)
         rivals = cast(Mapping[str, Sequence[Example]], prepared.rivals)
         baseline = {name: span_scores(gold, told, seed=seed)[0] for name, told in rivals.items()}
         beside = "".join(f", {name} alone {found['f1'].value:.3f}" for name, found in baseline.items())
-        return Outcome(
-            scores, per_label, baseline,
-            f"Strict F1 of entities in {len(gold)} held-out documents: {scores['f1'].value:.3f}{beside}.",
-            examples=passages(gold, predicted),
-        )  # fmt: skip
+        told = f"Strict F1 of entities in {len(gold)} held-out documents: {scores['f1'].value:.3f}{beside}."
+        if reader.linker and any(span.concept for e in gold for span in e.spans):
+            linked, labelled = _link_scores(gold, predicted, reader.linker, seed)
+            scores |= linked
+            per_label = {label: {**of, **labelled.get(label, {})} for label, of in per_label.items()}
+            told += f" Concepts: {scores['link_accuracy'].value:.1%} of the linked gold mentions get the right one."
+        return Outcome(scores, per_label, baseline, told, examples=passages(gold, predicted))
+
+
+def _link_scores(
+    gold: Sequence[Example], predicted: Sequence[Example], linker: Linker, seed: int
+) -> tuple[Scores, PerLabel]:
+    """How well concepts are told: of gold mentions, and of predicted ones, end to end."""
+    on_gold, by_label = link_accuracy(gold, [linker.link_document(e) for e in gold], seed=seed)
+    end_to_end, other = link_scores(gold, predicted, seed=seed)
+    return {**on_gold, **end_to_end}, {label: {**of, **other.get(label, {})} for label, of in by_label.items()}
 
 
 def _asked(example: Example, labels: Sequence[str]) -> Example:
@@ -138,16 +163,6 @@ def _named(names: Gazetteer, example: Example) -> Example:
     """The document with the spans that a dictionary alone would find."""
     spans = (Span(start, end, names.labels[label]) for start, end, label in names.find(example.text))
     return replace(example, spans=tuple(spans), relations=())
-
-
-def _documents(windows: Sequence[Tokens]) -> list[list[Tokens]]:
-    """Windows by document: one that starts with the text's first character starts a document."""
-    documents: list[list[Tokens]] = []
-    for s in windows:
-        if s.offsets[1][0] == 0:
-            documents.append([])
-        documents[-1].append(s)
-    return documents
 
 
 def _joined(text: str, windows: Sequence[tuple[Tokens, tuple[int, ...]]], labels: Sequence[str]) -> tuple[Span, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
 from domainkit.glossary import Glossary, is_chinese
-from domainkit.kinds import Batched, Corpus, Outcome, Prepared
+from domainkit.kinds import Corpus, Outcome, Prepared, Reader
 from domainkit.matcher import Matcher
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
@@ -145,11 +145,12 @@ class Kind:
         return [(labels[i], cosine) for i, cosine in zip(best.tolist(), cosines.tolist(), strict=True)]
 
     @torch.no_grad()
-    def evaluate(self, top: Top, batched: Batched, prepared: Prepared, seed: int) -> Outcome:
+    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+        top = reader.top_of(self.name)
         known = dict(zip(prepared.labels, self._head(top).known.tolist(), strict=True))
         alike = _alike(prepared.labels, {s.label for s in prepared.test} & known.keys())
         ours, adapted, base = list[Answer](), list[Answer](), list[Answer]()
-        for batch in batched(prepared.test):
+        for batch in reader.batched(prepared.test):
             ours += _judged(self._by_rows(top, batch), batch, known, alike)
             adapted += _judged(self._by_next_token(top, batch), batch, known, alike)
             with top.untouched():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from domainkit.files import explain, sync
+from domainkit.link import Linker
 from domainkit.model.base import Base
 from domainkit.model.folder import quiet, read_tokenizer
 from domainkit.model.rows import Rows, extend
@@ -48,7 +49,7 @@ class Record:
     sha256: Mapping[str, str] = field(default_factory=dict)  # files of the run → SHA-256
 
 
-def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
+def save(folder: Path, top: Top, base: Base, record: Record, card: str, *, linker: Linker | None = None) -> None:
     """Write the run folder. Files appear by renaming and `domainkit.json` last, so a half-written run is no run.
 
     Raises UserError when the disk is full or the folder read-only.
@@ -64,6 +65,8 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str) -> None:
         base.tokenizer.save_pretrained(draft)
         heads = {name: value.detach().contiguous() for name, value in top.heads.state_dict().items()}
         safetensors.torch.save_file(heads, draft / HEADS)
+        if linker:
+            linker.save(draft)
         (draft / "README.md").write_text(card, encoding="utf-8")
         own = (path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
         hashes = {name: digest(draft / name) for name in sorted(own) if not name.endswith("README.md")}

@@ -14,10 +14,11 @@ from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.folder import quiet
 from domainkit.model.split import top as split_top
+from domainkit.nets.balance import Balance
 from domainkit.nets.steer import Steer
 
 DEFAULT = "default"  # PEFT's name for the adapter in the root of a run folder
-STEER = "(steer)"  # among the heads; no task file is called so
+STEER, BALANCE = "(steer)", "(balance)"  # among the heads; no task file is called so
 
 
 class Top(nn.Module):
@@ -29,6 +30,7 @@ class Top(nn.Module):
         self.heads = nn.ModuleDict(dict(heads))
         self.added = frozenset(added)  # ids of the glossary's tokens
         self._touched = True
+        self._sharing, self._shared = False, cast(tuple[Tensor, Tensor] | None, None)
         for name, value in model.named_parameters():  # PEFT keeps only the active adapter trainable
             value.requires_grad_(".lora_" in name)
         self._learns = [name for name, value in self.named_parameters() if value.requires_grad]
@@ -59,13 +61,32 @@ class Top(nn.Module):
     def depths(self, batch: Batch) -> Tensor:
         """The trunk's depths, its output and the adapted states, which look both ways here, of the flattened rows:
         (rows * tokens, (depths + 2) * width)."""
+        if self._shared is not None and self._shared[0] is batch.hidden:
+            return self._shared[1]
         states = self.states(batch, both_ways=True)
-        return torch.cat([batch.hidden.flatten(0, 1).to(states.device, states.dtype), states], -1)
+        found = torch.cat([batch.hidden.flatten(0, 1).to(states.device, states.dtype), states], -1)
+        if self._sharing:
+            self._shared = batch.hidden, found
+        return found
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Within this block `depths` is computed once for all batches of the same activations; no weight may change."""
+        self._sharing = True
+        try:
+            yield
+        finally:
+            self._sharing, self._shared = False, None
 
     @property
     def steer(self) -> Steer | None:
         """The attention bias on glossary tokens, if this top has one."""
         return cast(Steer, self.heads[STEER]) if STEER in self.heads else None
+
+    @property
+    def balance(self) -> Balance | None:
+        """The weights of the tasks' losses, if they are learned."""
+        return cast(Balance, self.heads[BALANCE]) if BALANCE in self.heads else None
 
     @property
     def output_weight(self) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 SIZE = 256  # of a token's summary
 DROPOUT = 0.3
-HINT = 16  # numbers for what the gazetteer says of a token, for each label
+HINT = 32  # numbers for what the gazetteer says of a token
+BITS = 62  # that the gazetteer may set
 
 
 class Tagger(nn.Module):
@@ -20,8 +21,13 @@ class Tagger(nn.Module):
     Low depths still know the word, high ones its meaning; each is layer-normed, all are projected to SIZE (the scalar
     mix of Peters et al. 2018, made a matrix). BiLSTM taggers: Huang et al. 2015, arXiv 1508.01991.
 
-    forward(states, hints): for each text states (tokens, depths * width) and hints (tokens,) int64, the bit sets of
-    `Gazetteer.hints` → for each text logits (tokens, 1 + 2 * labels), the tags of `data.bio`.
+    A name's first mention is often the only one with its long form beside it, a later one the only one with a verb that
+    tells; so each token also sees the mean over its text of the tokens that are written alike (after Akbik et al. 2019,
+    "Pooled contextualized embeddings for named entity recognition").
+
+    forward(states, hints, ids): for each text states (tokens, depths * width), hints (tokens,) int64, the bit sets of
+    `Gazetteer.hints`, and the token ids (tokens,) int64 → for each text logits (tokens, 1 + 2 * labels), the
+    tags of `data.bio`.
     """
 
     def __init__(self, width: int, depths: int, labels: int) -> None:
@@ -29,24 +35,33 @@ class Tagger(nn.Module):
         self.width, self.labels = width, labels
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depths))
         self.project = nn.Linear(width * depths, SIZE)
-        self.hint = nn.Linear(2 * labels, HINT * labels)
+        self.hint = nn.Linear(BITS, HINT)
         self.dropout = nn.Dropout(DROPOUT)
-        joined = SIZE + HINT * labels
+        joined = 2 * SIZE + HINT
         self.recurrent = nn.LSTM(joined, SIZE // 2, bidirectional=True)
         self.skip = nn.Linear(joined, SIZE)
         self.tags = nn.Linear(SIZE, 1 + 2 * labels)
 
-    def forward(self, states: Sequence[Tensor], hints: Sequence[Tensor]) -> list[Tensor]:
-        packed = pack_sequence([self._joined(s, h) for s, h in zip(states, hints, strict=True)], enforce_sorted=False)
+    def forward(self, states: Sequence[Tensor], hints: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+        joined = [self._joined(*of) for of in zip(states, hints, ids, strict=True)]
+        packed = pack_sequence(joined, enforce_sorted=False)
         recurrent, _ = self.recurrent(packed)
         summary = self.dropout(gelu(self.skip(packed.data)) + recurrent.data)
         return unpack_sequence(
             PackedSequence(self.tags(summary), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         )
 
-    def _joined(self, states: Tensor, hints: Tensor) -> Tensor:
-        """What is known of each token by itself: (tokens, SIZE + HINT * labels)."""
+    def _joined(self, states: Tensor, hints: Tensor, ids: Tensor) -> Tensor:
+        """What is known of each token without its neighbours: (tokens, 2 * SIZE + HINT)."""
         depths = states.split(self.width, -1)
         normed = torch.cat([norm(depth) for norm, depth in zip(self.norms, depths, strict=True)], -1)
-        bits = (hints[:, None] >> torch.arange(2 * self.labels, device=hints.device)) & 1  # (tokens, 2 * labels)
-        return torch.cat([self.dropout(gelu(self.project(normed))), self.hint(bits.to(normed.dtype))], -1)
+        bits = (hints[:, None] >> torch.arange(BITS, device=hints.device)) & 1  # (tokens, BITS)
+        own = gelu(self.project(normed))
+        return torch.cat([self.dropout(torch.cat([own, _alike(own, ids)], -1)), self.hint(bits.to(normed.dtype))], -1)
+
+
+def _alike(own: Tensor, ids: Tensor) -> Tensor:
+    """Of each token the mean over those with its id: (tokens, size)."""
+    _, group, count = ids.unique(return_inverse=True, return_counts=True)
+    total = own.new_zeros(len(count), own.shape[1]).index_add(0, group, own)
+    return (total / count[:, None])[group]

@@ -25,7 +25,8 @@ from domainkit.data.mix import split
 from domainkit.data.tokens import sequences
 from domainkit.evaluate import report
 from domainkit.glossary import Glossary, Term
-from domainkit.kinds import Corpus, Kind, Prepared, lm, load_kind, make_kind
+from domainkit.graph import ConceptGraph
+from domainkit.kinds import Corpus, Kind, Prepared, Reader, lm, load_kind, make_kind
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, batches, collate
@@ -37,7 +38,7 @@ from domainkit.model.trunk import forward
 from domainkit.report import Report
 from domainkit.score import Score
 from domainkit.spec import Domain, Source, Task
-from domainkit.types import Example, Span, UserError
+from domainkit.types import Example, Relation, Span, UserError
 from domainkit.types import Sequence as Tokens
 from tests.tiny import make_base, make_tokenizer
 
@@ -61,7 +62,7 @@ SOURCES = (
 
 def bare(kind: str) -> Task:
     """A task that sets nothing."""
-    return Task("bare", kind, "A bare task", SOURCES, {}, "default", Path("bare.toml"), "bare.toml")
+    return Task("bare", kind, "A bare task", SOURCES, {}, "default", 0, Path("bare.toml"), "bare.toml")
 
 
 def every_task() -> list[Task]:
@@ -107,8 +108,8 @@ def examples(language: str, seed: str, documents: int = 24) -> list[Example]:
                 frame = "The {} of the {} was in the {} with a {}."
                 text = " ".join(frame.format(*draw.choices(words, k=4)) for _ in range(3))
             group = f"{seed}:{document}"
-            found.append(Example(text, named(text), label=f"subject {subject}", id=f"{group}:{paragraph}", group=group,
-                                 language=language))  # fmt: skip
+            found.append(Example(text, named(text), related(text), " ".join(text[:40].split()), f"subject {subject}",
+                                 f"{group}:{paragraph}", group, language))  # fmt: skip
     return found
 
 
@@ -116,7 +117,15 @@ def named(text: str) -> tuple[Span, ...]:
     """Every word of a subject, as an entity: half of the words of one label, half of another."""
     words = {word: ("Chemical", "Disease")[i // 2 % 2] for i, word in enumerate(w for pair in WORDS for w in pair)}
     found = re.finditer("|".join(sorted(words, key=len, reverse=True)), text)
-    return tuple(Span(m.start(), m.end(), words[m[0]]) for m in found)
+    return tuple(Span(m.start(), m.end(), words[m[0]], m[0]) for m in found)
+
+
+def related(text: str) -> tuple[Relation, ...]:
+    """The first chemical causes the first disease, as two corpora call it."""
+    chemical, disease = (next((s.concept for s in named(text) if s.label == of), "") for of in ("Chemical", "Disease"))
+    return tuple(
+        Relation(str(chemical), label, str(disease)) for label in ("CID", "Association") if chemical and disease
+    )
 
 
 def corpus(sources: Sequence[Source], *, held_out: bool = True) -> Corpus:
@@ -128,7 +137,22 @@ def corpus(sources: Sequence[Source], *, held_out: bool = True) -> Corpus:
         seed=0,
         held_out=held_out,
         glossary=GLOSSARY,
+        graph=ConceptGraph.load("medical"),
     )
+
+
+NOTHING = Prepared((), ())
+
+
+def reader_of(
+    base: Base, top: Top, kind: Any = None, prepared: Prepared = NOTHING, context: int = CONTEXT, **more: Any
+) -> Reader:
+    """A reader with one task, over activations that are computed when asked for."""
+    found = {kind.name: kind} if kind else {}
+    return Reader(
+        top, base, lambda found: some_batches(base, found), context, found,
+        dict.fromkeys(found, prepared.labels), dict.fromkeys(found, prepared.adapter), **more,
+    )  # fmt: skip
 
 
 def batch_of(base: Base, rows: Sequence[tuple[Tokens, ...]]) -> Batch:
@@ -185,7 +209,7 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
     if prepared.check:
         kind.settle(top, some_batches(base, prepared.check), prepared.labels)
     top.eval()
-    outcome = kind.evaluate(top, lambda found: some_batches(base, found), prepared, 0)
+    outcome = kind.evaluate(reader_of(base, top, kind, prepared), prepared, 0)
     assert outcome.scores and outcome.baseline and outcome.summary
     assert all(isinstance(score, Score) and score.low <= score.value <= score.high for score in outcome.scores.values())
     made = report(
@@ -341,7 +365,7 @@ def test_bits_per_byte_of_a_uniform_model(tmp_path: Path) -> None:
         dict(base.model.named_parameters())["lm_head.weight"].zero_()  # every token is as likely as any other
     kind = language()
     prepared = kind.prepare(corpus(SOURCES), base)
-    outcome = kind.evaluate(adapt(base, {}, layers=2).eval(), lambda found: some_batches(base, found), prepared, 0)
+    outcome = kind.evaluate(reader_of(base, adapt(base, {}, layers=2).eval()), prepared, 0)
     for name in by_slice(prepared.test):
         own = [s for s in prepared.test if s.slice == name]
         expected = math.log2(512) * sum(len(s.ids) - 1 for s in own) / sum(s.bytes for s in own)
@@ -359,8 +383,8 @@ def test_the_base_beside_a_glossary_is_the_one_without(base: Base, tiny_base: Pa
     same = zip(prepared.plain, prepared.test, strict=True)  # cut alike: neither side has read more before a word
     assert all((a.group, a.bytes, len(a.ids) >= len(b.ids)) == (b.group, b.bytes, True) for a, b in same)
     taught, untaught = adapt(base, {}, layers=2).eval(), adapt(own, {}, layers=2).eval()
-    found = kind.evaluate(taught, lambda found: some_batches(base, found), prepared, 0)
-    alone = kind.evaluate(untaught, lambda found: some_batches(own, found), Prepared((), prepared.plain), 0)
+    found = kind.evaluate(reader_of(base, taught), prepared, 0)
+    alone = kind.evaluate(reader_of(own, untaught), Prepared((), prepared.plain), 0)
     for name, score in alone.baseline["base"].items():
         assert found.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
 
@@ -370,9 +394,7 @@ def test_the_base_in_the_report_is_the_untouched_one(tiny_base: Path) -> None:
     prepared = kind.prepare(corpus(SOURCES[:2]), base)
     fresh, moved = adapt(base, {}, layers=2).eval(), adapt(base, {}, layers=2)
     train(kind, moved, base, prepared)
-    before, after = (
-        kind.evaluate(top.eval(), lambda found: some_batches(base, found), prepared, 0) for top in (fresh, moved)
-    )
+    before, after = (kind.evaluate(reader_of(base, top.eval()), prepared, 0) for top in (fresh, moved))
     for name, score in before.baseline["base"].items():
         assert after.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
         assert before.scores[name].value == pytest.approx(score.value, rel=1e-5)  # untrained, it is the base

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from domainkit.data.tokens import overlapping
+from domainkit.graph import ConceptGraph
 from domainkit.kinds import Corpus, Prepared, ner
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.top import Top, adapt
 from domainkit.types import Example, Span, UserError
-from tests.kinds.test_contract import some_batches
+from tests.kinds.test_contract import reader_of, some_batches
 from tests.tiny import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,8 +81,6 @@ def test_other_labels_are_left_out(base: Base) -> None:
             r"ner: no span is labelled Drug; instead: labels = \['Chemical', 'Disease'\]",
         ),
         ({}, [Example("No annotation at all.", id="1")], "ner: no span is annotated; instead: documents whose"),
-        ({"graph": "medical"}, DOCUMENTS, "ner: a graph needs to know the labels"),
-        ({"labels": LABELS, "graph": "medicine"}, DOCUMENTS, "unknown graph 'medicine'; instead: 'medical'"),
     ],
 )
 def test_faults_are_told(base: Base, settings: dict[str, Any], documents: list[Example], wanted: str) -> None:
@@ -90,7 +89,7 @@ def test_faults_are_told(base: Base, settings: dict[str, Any], documents: list[E
 
 
 def test_dictionaries_stand_beside(base: Base) -> None:
-    made = kind(labels=LABELS, graph="medical").prepare(corpus(DOCUMENTS[:1], DOCUMENTS[1:]), base)
+    made = kind(labels=LABELS).prepare(corpus(DOCUMENTS[:1], DOCUMENTS[1:], graph=ConceptGraph.load("medical")), base)
     seen: Any = made.rivals["known mentions"]
     told = {e.text[s.start : s.end] for e in seen for s in e.spans}
     assert told == {"aspirin", "heart failure"}  # those of the one document that is learned from
@@ -113,7 +112,7 @@ def test_right_tags_give_the_gold_spans_however_long_the_document(base: Base, re
     right = Told("ner", ner.Settings(labels=LABELS, overlap=16))
     made = right.prepare(corpus(DOCUMENTS, documents), base)
     assert len(made.test) >= repeats / 3
-    outcome = right.evaluate(Any, lambda found: some_batches(base, found), made, 0)
+    outcome = right.evaluate(reader_of(base, adapt(base, {}, layers=2), right, made, CONTEXT), made, 0)
     assert outcome.scores["f1"].value == 1.0
 
 
@@ -139,7 +138,7 @@ def test_what_is_learned_is_found(base: Base) -> None:
     torch.manual_seed(0)
     top = adapt(base, bundle.heads_of({"ner": task.head(base, made)}), layers=2, rank=4)
     fitted(top, task, made, base)
-    outcome = task.evaluate(top.eval(), lambda found: some_batches(base, found), made, 0)
+    outcome = task.evaluate(reader_of(base, top.eval(), task, made, CONTEXT), made, 0)
     assert outcome.scores["f1"].value > 0.95
     assert outcome.examples and set(outcome.baseline) == {"known mentions"}
 

@@ -15,7 +15,7 @@ import torch
 
 from domainkit.data.mix import split
 from domainkit.glossary import Term
-from domainkit.kinds import Corpus, Prepared, terms
+from domainkit.kinds import Corpus, Prepared, Reader, terms
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.lexicon import teach
@@ -350,7 +350,9 @@ def judged(
     placed = [SimpleNamespace(placed=[(0, s) for s in queries[i : i + 2]]) for i in range(0, len(queries), 2)]
     found: Any = top
     batches: Any = placed
-    return kind.evaluate(found, lambda _: batches, Prepared((), tuple(queries), labels=tuple(candidates)), 0)
+    top.use = lambda adapter: None
+    reader = Reader(found, found, lambda _: batches, 0)
+    return kind.evaluate(reader, Prepared((), tuple(queries), labels=tuple(candidates)), 0)
 
 
 def query(number: int, label: str, slice: str = terms.CONTEXTS) -> Tokens:

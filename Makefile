@@ -37,3 +37,5 @@ bench: setup
 	$(PY) benchmarks/terms.py
 	$(PY) benchmarks/adaptation.py default
 	$(PY) benchmarks/adaptation.py long
+	$(PY) benchmarks/linking.py
+	$(PY) benchmarks/medical.py default

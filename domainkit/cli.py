@@ -18,11 +18,13 @@ FORMATS = "jsonl, text, parquet, pubtator, brat, conll, csv, spacy"
 INTERRUPTED = 130  # 128 + SIGINT, what shells and typer use
 
 app = typer.Typer(
-    help="Turn a general language model into a finance model, on the machine you have.",
+    help="Turn a general language model into a finance model or a medical extractor, on the machine you have.",
     epilog=examples(
         "domainkit base pull smollm2-135m",
         "domainkit finetune finance",
         "domainkit eval finance",
+        "domainkit finetune medical",
+        "domainkit extract runs/medical notes/*.txt --out found.jsonl",
     ),
     add_completion=False,
     no_args_is_help=True,
@@ -147,7 +149,7 @@ def evaluate(
 @app.command(
     epilog=examples(
         "domainkit extract runs/medical notes/*.txt --out found.jsonl",
-        "domainkit extract runs/medical abstracts.pubtator --out found.jsonl --summaries",
+        "domainkit extract runs/medical abstracts.pubtator --out found.jsonl --summary summary",
         "domainkit extract runs/medical notes --format text --out found.jsonl",
     )
 )
@@ -161,7 +163,9 @@ def extract(
     format: Annotated[
         str, typer.Option(metavar="F", help=f"What the files are: {FORMATS}.  [dim]default: as named[/]")
     ] = "",
-    summaries: Annotated[bool, typer.Option("--summaries", help="Write summaries too; they take long.")] = False,
+    summary: Annotated[
+        str, typer.Option("--summary", metavar="T", help="Write a summary of each too, as task T does; it takes long.")
+    ] = "",
     base: MovedBase = None,
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is one.")] = False,
@@ -169,7 +173,7 @@ def extract(
     """Read documents with a run: entities with their concepts, and relations. Asked again, it goes on."""
     from domainkit import extract
 
-    done = extract.extract(extract.Request(run, tuple(files), out, format, summaries, base, hub, overwrite))
+    done = extract.extract(extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite))
     typer.echo(f"documents: {done.out}, {done.documents:,} of them")
     done.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from domainkit import __version__
-from domainkit.kinds import Outcome, Prepared, Reader
+from domainkit.kinds import ANNOTATING, Outcome, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.report import Curve, Report, Table
 from domainkit.spec import Domain, Task
+from domainkit.types import Example
 
 
 def judge(name: str, reader: Reader, prepared: Prepared, *, seed: int) -> Outcome:
@@ -29,6 +31,24 @@ def settle(name: str, reader: Reader, prepared: Prepared) -> None:
     if prepared.check:
         reader.top.train()  # so that the words judge a text they learned from by the folds without it
         reader.kinds[name].settle(reader.top_of(name), reader.batched(prepared.check), prepared.labels)
+
+
+def speed(reader: Reader, examples: Sequence[Example]) -> tuple[Table, ...]:
+    """How fast a reader without stored activations reads documents: entities, concepts and relations, no summaries."""
+    tasks = [name for kind in ANNOTATING if kind != "summary" for name in reader.of_kind(kind)]
+    if not (tasks and examples):
+        return ()
+    began = time.perf_counter()
+    with torch.no_grad():
+        reader.annotate(examples, tasks=tasks)
+    seconds = (time.perf_counter() - began) / len(examples)
+    facts = (("documents", len(examples)), ("characters per document", round(_mean([len(e.text) for e in examples]))),
+             ("seconds per document", round(seconds, 3)), ("documents per second", round(1 / seconds, 2)))  # fmt: skip
+    return (Table(f"Speed of {', '.join(tasks)} together, from text", ("what", "how much"), facts),)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
 
 
 def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any) -> Report:

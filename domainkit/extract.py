@@ -36,7 +36,7 @@ class Request:
     inputs: tuple[Path, ...]  # files, or folders of them
     out: Path
     format: str = ""  # of all inputs, one of FORMATS; "": as their names say
-    summaries: bool = False
+    summary: str = ""  # the task that writes one of each document
     base: str | None = None  # where the run's base lies now
     hub: bool = False
     overwrite: bool = False
@@ -91,7 +91,7 @@ def extract(request: Request) -> Extracted:
     something else, for a run that cannot be used, and when no file can be read.
     """
     record = bundle.read(request.run)
-    asked(record, request.run, summaries=request.summaries)
+    asked(record, request.run, request.summary)
     _check_out(request)
     inputs, left_out, total = _readable(request)
     files = len(inputs) + len(left_out)
@@ -103,7 +103,7 @@ def extract(request: Request) -> Extracted:
     run = load(request.run, base=request.base, hub=request.hub) if kept.documents < total else None
     with _writing(part):
         if run:
-            _write(run, request.summaries, part, kept, inputs, total)
+            _write(run, request.summary, part, kept, inputs, total)
         sync(part)
         os.replace(part, request.out)
         _note(part).unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def _claim(request: Request, part: Path, inputs: Sequence[Input]) -> Kept:
 
     Raises UserError, unless it may be overwritten, if it belongs to other documents, another run or other options.
     """
-    note = {"run": bundle.digest(request.run / bundle.RECORD), "summaries": request.summaries}
+    note = {"run": bundle.digest(request.run / bundle.RECORD), "summary": request.summary}
     part.parent.mkdir(parents=True, exist_ok=True)
     fault = None
     if part.exists() and _noted(part) != note:
@@ -233,12 +233,12 @@ def _writing(part: Path) -> Iterator[None]:
         raise explain(error, part) from error
 
 
-def _write(run: Run, summaries: bool, part: Path, kept: Kept, inputs: Sequence[Input], total: int) -> None:
+def _write(run: Run, summary: str, part: Path, kept: Kept, inputs: Sequence[Input], total: int) -> None:
     """Read what is left with the run and append it, chunk by chunk."""
     written = kept.documents
     with part.open("ab") as rows, bar("extract", total - written, "documents") as advance:
         for chunk in islice(_chunks(inputs), kept.chunks, None):
-            found = run.annotate(chunk, summaries=summaries)
+            found = run.annotate(chunk, summary=summary)
             rows.write("".join(f"{line(_rounded(one))}\n" for one in found).encode())
             rows.flush()
             written += len(chunk)

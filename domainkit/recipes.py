@@ -15,7 +15,7 @@ import torch
 from domainkit.assets import cache_dir
 from domainkit.claim import WORK, is_finished, remember
 from domainkit.estimate import Estimate, estimate
-from domainkit.evaluate import glossary_tables, judge, report, settle, training_curves
+from domainkit.evaluate import glossary_tables, judge, report, settle, speed, training_curves
 from domainkit.files import write_text
 from domainkit.fit import fit
 from domainkit.joint import trained_tokens
@@ -32,6 +32,8 @@ from domainkit.progress import bar, say
 from domainkit.report import Report, write_index
 from domainkit.spec import Domain, Training
 from domainkit.types import UserError
+
+TIMED = 32  # documents that are read once more, without stored activations, to tell how fast that is
 
 __all__ = ["Request", "Setting", "evaluate", "export", "finetune", "plan"]
 
@@ -136,7 +138,7 @@ def fresh_top(setting: Setting, seed: int) -> Top:
     )  # fmt: skip
 
 
-def reading(setting: Setting, top: Top, store: Store) -> Reader:
+def reading(setting: Setting, top: Top, store: Store | None) -> Reader:
     """What the tasks read documents with."""
     training, prepared = setting.domain.training, setting.prepared
     return Reader(
@@ -171,10 +173,13 @@ def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
     seed = record.seed
     earlier = _reports_of(setting.domain, run, target)
     reports: dict[str, Report] = {}
+    gold = {name: prepared.gold[:TIMED] for name, prepared in setting.prepared.items()}
+    shared = glossary_tables(record.glossary)
     for name, prepared in setting.prepared.items():
         outcome = judge(name, reader, prepared, seed=seed)
+        timed = () if name in reader.of_kind("summary") else speed(reading(setting, reader.top, None), gold[name])
         reports[name] = report(
-            replace(outcome, tables=(*outcome.tables, *glossary_tables(record.glossary))),
+            replace(outcome, tables=(*outcome.tables, *timed, *shared)),
             setting.domain,
             setting.domain.task(name),
             setting.base,

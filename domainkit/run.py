@@ -72,18 +72,18 @@ class Run:
             raise UserError("the term is empty, or too long for this run", instead="a Chinese term")
         return self._kind(name).predict(self.top, self._batch(list(query)), self.record.tasks[name]["labels"])[0]
 
-    def extract(self, texts: Sequence[str], *, summaries: bool = False) -> list[Example]:
+    def extract(self, texts: Sequence[str], *, summary: str = "") -> list[Example]:
         """Each text with what the run's tasks find in it: entities and their concepts, relations.
 
-        summaries: write them too; they take much longer. Texts that belong together are best given together:
-        activations are computed for several at once. Raises UserError when no task of the run does what is asked.
+        summary: the task that also writes one of each, such as "note"; it takes much longer. Texts are best given
+        together: activations are computed for several at once. Raises UserError when no task does what is asked.
         """
-        return self.annotate([Example(text, id=str(i)) for i, text in enumerate(texts)], summaries=summaries)
+        return self.annotate([Example(text, id=str(i)) for i, text in enumerate(texts)], summary=summary)
 
-    def annotate(self, examples: Sequence[Example], *, summaries: bool = False) -> list[Example]:
+    def annotate(self, examples: Sequence[Example], *, summary: str = "") -> list[Example]:
         """`extract` for documents, which keep what else is known of them. Nothing is found in a blank one."""
-        kinds = asked(self.record, self.folder, summaries=summaries)
-        found = iter(self.reader.annotate([e for e in examples if e.text.strip()], kinds=kinds))
+        tasks = asked(self.record, self.folder, summary)
+        found = iter(self.reader.annotate([e for e in examples if e.text.strip()], tasks=tasks))
         nothing = [replace(example, spans=(), relations=(), summary="") for example in examples]
         return [next(found) if example.text.strip() else example for example in nothing]
 
@@ -173,16 +173,21 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     return Run(folder, record, loaded, bundle.whole(folder, loaded).eval(), top.eval())
 
 
-def asked(record: bundle.Record, folder: Path, *, summaries: bool) -> tuple[str, ...]:
-    """The kinds of tasks that documents are read with. Raises UserError when the run has none of them."""
-    kinds = ANNOTATING if summaries else tuple(kind for kind in ANNOTATING if kind != "summary")
-    has = {task["kind"] for task in record.tasks.values()}
-    if summaries and "summary" not in has:
-        raise UserError("no task of this run writes summaries", where=folder, instead="a run with such a task")
-    if not has.intersection(kinds):
-        other = "to ask for summaries" if "summary" in has else "a medical run"
+def asked(record: bundle.Record, folder: Path, summary: str = "") -> tuple[str, ...]:
+    """The tasks that documents are read with: all that find something, and the named one that writes summaries.
+
+    Raises UserError when the run has none of them, or not that one.
+    """
+    kinds = {name: str(task["kind"]) for name, task in record.tasks.items()}
+    writing = [name for name, kind in kinds.items() if kind == "summary"]
+    finding = [name for name, kind in kinds.items() if kind in ANNOTATING and kind != "summary"]
+    if summary and summary not in writing:
+        instead = f"one of {writing}" if writing else "a run with such a task"
+        raise UserError(f"no task {summary!r} of this run writes summaries", where=folder, instead=instead)
+    if not (finding or summary):
+        other = f"to ask for summaries, as one of {writing} writes them" if writing else "a medical run"
         raise UserError("no task of this run finds entities or relations", where=folder, instead=other)
-    return kinds
+    return (*finding, summary) if summary else tuple(finding)
 
 
 def _kind(record: bundle.Record, name: str, folder: Path) -> Kind:

@@ -60,7 +60,7 @@ class Stub:
     dies_at: str = ""  # id of a document
     chunks: list[int] | None = None  # how many documents it was given at once
 
-    def annotate(self, examples: Sequence[Example], *, summaries: bool = False) -> list[Example]:
+    def annotate(self, examples: Sequence[Example], *, summary: str = "") -> list[Example]:
         if any(example.id == self.dies_at for example in examples):
             raise KeyboardInterrupt
         if self.chunks is not None:
@@ -127,7 +127,7 @@ def test_every_document_with_what_the_run_finds(clinic: Clinic, run: Run, tmp_pa
 def test_summaries_are_written_when_they_are_asked_for(clinic: Clinic, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(note(7).text)
     line = ("extract", str(clinic.run), str(tmp_path / "a.txt"), "--out", str(tmp_path / "a.jsonl"))
-    assert command(*line, "--summaries").code == 0
+    assert command(*line, "--summary", "summary").code == 0
     assert rows(tmp_path / "a.jsonl")[0]["summary"]
 
 
@@ -135,7 +135,10 @@ def test_summaries_are_written_when_they_are_asked_for(clinic: Clinic, tmp_path:
 def test_a_blank_document_is_a_line_without_findings(clinic: Clinic, tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_bytes(text.encode())
     out = tmp_path / "found.jsonl"
-    assert command("extract", str(clinic.run), str(tmp_path / "a.txt"), "--out", str(out), "--summaries").code == 0
+    assert (
+        command("extract", str(clinic.run), str(tmp_path / "a.txt"), "--out", str(out), "--summary", "summary").code
+        == 0
+    )
     assert rows(out) == [{"id": "a.txt", "source": str(tmp_path / "a.txt"), "text": text.strip("\ufeff")}]
 
 
@@ -298,19 +301,19 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "summaries", "message"),
+    ("kinds", "summary", "message"),
     [
-        (("lm", "classify"), False, "finds entities or relations; instead: a medical run"),
-        (("lm", "summary"), False, "finds entities or relations; instead: to ask for summaries"),
-        (("ner",), True, "no task of this run writes summaries"),
+        (("lm", "classify"), "", "finds entities or relations; instead: a medical run"),
+        (("lm", "summary"), "", "finds entities or relations; instead: to ask for summaries"),
+        (("ner",), "title", "no task 'title' of this run writes summaries"),
     ],
 )
 def test_a_run_without_such_a_task(
-    tmp_path: Path, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], summaries: bool, message: str
+    tmp_path: Path, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], summary: str, message: str
 ) -> None:
     record = replace(bundle.read(clinic.run), tasks={kind: {"kind": kind} for kind in kinds})
     monkeypatch.setattr(bundle, "read", lambda folder: record)
-    more = ["--summaries"] * summaries
+    more = ["--summary", summary] if summary else []
     fault(command("extract", str(clinic.run), str(documents(tmp_path, 1)), "--out", f"{tmp_path}/a.jsonl", *more),
           message)  # fmt: skip
 
@@ -400,7 +403,7 @@ def another_first(request: Request) -> Request:
 
 
 def other_options(request: Request) -> Request:
-    return replace(request, summaries=True)
+    return replace(request, summary="summary")
 
 
 def no_note(request: Request) -> Request:
@@ -449,7 +452,7 @@ def test_a_file_that_goes_while_others_are_read(clinic: Clinic, stub: Any, tmp_p
     files[1].write_text("last")
     made = stub()
 
-    def annotate(examples: Sequence[Example], *, summaries: bool) -> list[Example]:
+    def annotate(examples: Sequence[Example], *, summary: str) -> list[Example]:
         files[1].unlink(missing_ok=True)
         return [found(example) for example in examples]
 

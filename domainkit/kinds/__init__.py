@@ -5,7 +5,7 @@ A kind turns examples into token sequences, says what is learned from their stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -148,20 +148,22 @@ class Reader:
         self.top.use(self.adapters.get(task, DEFAULT))
         return self.top
 
-    def annotate(
-        self, examples: Sequence[Example], *, until: str = "", kinds: Sequence[str] = ANNOTATING
-    ) -> list[Example]:
+    def annotate(self, examples: Sequence[Example], *, until: str = "", tasks: Collection[str] = ()) -> list[Example]:
         """The documents with all that the tasks find: spans and their concepts, then relations, then a summary.
 
-        until: only what the tasks before this one find, for it builds on them. kinds: of tasks that are asked.
+        until: only what the tasks before this one find, for it builds on them. tasks: those that are asked; none: all.
         """
         found = [replace(example, spans=(), relations=(), summary="") for example in examples]
-        for kind in kinds:
-            for name in (name for name, its in self.kinds.items() if its.__module__.endswith(f".{kind}")):
-                if name == until:
-                    return found
+        for name in (name for kind in ANNOTATING for name in self.of_kind(kind)):
+            if name == until:
+                break
+            if name in tasks or not tasks:
                 found = cast(Annotator, self.kinds[name]).annotate(self, found)
         return found
+
+    def of_kind(self, kind: str) -> list[str]:
+        """The names of the tasks of a kind."""
+        return [name for name, its in self.kinds.items() if type(its).__module__.endswith(f".{kind}")]
 
 
 def load_kind(task: Task) -> Kind:

@@ -114,20 +114,24 @@ class Kind:
         """The most likely tag of each token of each sequence."""
         return [tuple(found.argmax(-1).tolist()) for found in self._logits(top, batch)]
 
-    @torch.no_grad()
     def annotate(self, reader: Reader, examples: Sequence[Example]) -> list[Example]:
         """The documents with the entities that are found in them, linked if the reader can link."""
+        found = self._found(reader, examples, reader.graph)
+        return [reader.linker.link_document(e) for e in found] if reader.linker else found
+
+    @torch.no_grad()
+    def _found(self, reader: Reader, examples: Sequence[Example], graph: ConceptGraph | None) -> list[Example]:
+        """The documents with the entities that are found in them, with or without what a graph's names say."""
         labels, top = reader.labels[self.name], reader.top_of(self.name)
-        documents = [list(self._windows(e, labels, reader.graph, reader.base, reader.context)) for e in examples]
+        documents = [list(self._windows(e, labels, graph, reader.base, reader.context)) for e in examples]
         tags: dict[str, tuple[int, ...]] = {}
         for batch in reader.batched([s for windows in documents for s in windows]):
             found = self.predict(top, batch, labels)
             tags |= {s.digest: one for (_, s), one in zip(batch.placed, found, strict=True)}
-        told = [
+        return [
             replace(e, spans=_joined(e.text, [(s, tags[s.digest]) for s in windows], labels), relations=())
             for e, windows in zip(examples, documents, strict=True)
         ]
-        return [reader.linker.link_document(e) for e in told] if reader.linker else told
 
     def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
         gold = prepared.gold
@@ -142,7 +146,21 @@ class Kind:
             scores |= linked
             per_label = {label: {**of, **labelled.get(label, {})} for label, of in per_label.items()}
             told += f" Concepts: {scores['link_accuracy'].value:.1%} of the linked gold mentions get the right one."
-        return Outcome(scores, per_label, baseline, told, examples=passages(gold, predicted))
+        tables = (
+            (self._gazetteer_table(reader, gold, scores, seed),) if reader.graph and self.settings.gazetteer else ()
+        )
+        return Outcome(scores, per_label, baseline, told, tables, passages(gold, predicted))
+
+    def _gazetteer_table(self, reader: Reader, gold: Sequence[Example], scores: Scores, seed: int) -> Table:
+        """What the tagger makes of the graph's names: the same one, told nothing. One that learns without does better
+        than that."""
+        without, _ = span_scores(gold, self._found(reader, gold, None), seed=seed)
+        names = ("precision", "recall", "f1")
+        rows: list[tuple[str | int | float, ...]] = [
+            (name, *(round(side[key].value, 4) for key in names))
+            for name, side in (("told", scores), ("told nothing", without))
+        ]
+        return Table("The tagger with and without the graph's names", ("names", *names), tuple(rows))
 
 
 def _link_scores(

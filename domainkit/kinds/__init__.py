@@ -92,6 +92,7 @@ class Outcome:
     examples: tuple[Passage, ...] = ()  # documents to look at, errors first
 
 
+CHUNK = 16  # documents that are passed from task to task together
 ANNOTATING = ("ner", "relation", "summary")  # kinds that annotate documents; each builds on those before it
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations
@@ -153,6 +154,13 @@ class Reader:
 
         until: only what the tasks before this one find, for it builds on them. tasks: those that are asked; none: all.
         """
+        found = list[Example]()
+        for start in range(0, len(examples), CHUNK):
+            with self.top.sharing():
+                found += self._annotated(examples[start : start + CHUNK], until, tasks)
+        return found
+
+    def _annotated(self, examples: Sequence[Example], until: str, tasks: Collection[str]) -> list[Example]:
         found = [replace(example, spans=(), relations=(), summary="") for example in examples]
         for name in (name for kind in ANNOTATING for name in self.of_kind(kind)):
             if name == until:

@@ -149,7 +149,7 @@ class Kind:
             asked = replace(asked, allowed=self._head(top).mask.cpu().numpy())
         windows = [list(self._windows(e, asked, reader.graph, reader.base, reader.context)) for e in examples]
         told: dict[int, tuple[Relation, ...]] = {}  # two documents may have the same tokens, so by the window itself
-        for batch in reader.batched([s for found in windows for s in found if len(s.pairs.heads)]):
+        for batch in reader.batched([s for found in windows for s in found]):  # all: entities were found in the same
             found = self._told(top, batch, labels, masked=masked)
             told |= {id(s): one for (_, s), one in zip(batch.placed, found, strict=True)}
         return [

@@ -18,6 +18,7 @@ from domainkit.nets.balance import Balance
 from domainkit.nets.steer import Steer
 
 DEFAULT = "default"  # PEFT's name for the adapter in the root of a run folder
+SHARED = 16384  # tokens whose states are kept for the next task
 STEER, BALANCE = "(steer)", "(balance)"  # among the heads; no task file is called so
 
 
@@ -30,7 +31,7 @@ class Top(nn.Module):
         self.heads = nn.ModuleDict(dict(heads))
         self.added = frozenset(added)  # ids of the glossary's tokens
         self._touched = True
-        self._sharing, self._shared = False, cast(tuple[Tensor, Tensor] | None, None)
+        self._shared: dict[tuple[int, str, bool], tuple[Tensor, Tensor]] | None = None  # activations and `depths`
         for name, value in model.named_parameters():  # PEFT keeps only the active adapter trainable
             value.requires_grad_(".lora_" in name)
         self._learns = [name for name, value in self.named_parameters() if value.requires_grad]
@@ -61,22 +62,23 @@ class Top(nn.Module):
     def depths(self, batch: Batch) -> Tensor:
         """The trunk's depths, its output and the adapted states, which look both ways here, of the flattened rows:
         (rows * tokens, (depths + 2) * width)."""
-        if self._shared is not None and self._shared[0] is batch.hidden:
-            return self._shared[1]
+        key = (id(batch.hidden), str(self.model.active_adapter), self._touched)
+        if self._shared is not None and key in self._shared:
+            return self._shared[key][1]
         states = self.states(batch, both_ways=True)
         found = torch.cat([batch.hidden.flatten(0, 1).to(states.device, states.dtype), states], -1)
-        if self._sharing:
-            self._shared = batch.hidden, found
+        if self._shared is not None and sum(len(states) for _, states in self._shared.values()) < SHARED:
+            self._shared[key] = batch.hidden, found  # kept, so that no other tensor gets its id
         return found
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Within this block `depths` is computed once for all batches of the same activations; no weight may change."""
-        self._sharing = True
+        self._shared = {}
         try:
             yield
         finally:
-            self._sharing, self._shared = False, None
+            self._shared = None
 
     @property
     def steer(self) -> Steer | None:

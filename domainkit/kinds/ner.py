@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from domainkit.data import bio
 from domainkit.data.overlaps import overlaps
@@ -91,9 +90,9 @@ class Kind:
         return Tagger(base.width, prepared.depths + 2, len(prepared.labels))
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
-        logits = self._logits(top, batch)
-        gold = torch.cat([torch.tensor(s.tags[1:]) for _, s in batch.placed])
-        return cross_entropy(torch.cat([found[1:] for found in logits]), gold.to(logits[0].device), reduction="sum")
+        logits = [found[1:] for found in self._logits(top, batch)]  # the prefix token has no tag
+        gold = [torch.tensor(s.tags[1:], device=logits[0].device) for _, s in batch.placed]
+        return self._head(top).chain.loss(logits, gold)
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(len(s.ids) - 1 for s in sequences)
@@ -107,12 +106,16 @@ class Kind:
         spans = [slice(start, start + len(s.ids)) for start, s in batch.placed]
         hints = [torch.tensor(s.hints, device=states.device) for _, s in batch.placed]
         ids = [torch.tensor(s.ids, device=states.device) for _, s in batch.placed]
-        return cast(Tagger, top.heads[self.name])([states[span] for span in spans], hints, ids)
+        return self._head(top)([states[span] for span in spans], hints, ids)
+
+    def _head(self, top: Top) -> Tagger:
+        return cast(Tagger, top.heads[self.name])
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[int, ...]]:
-        """The most likely tag of each token of each sequence."""
-        return [tuple(found.argmax(-1).tolist()) for found in self._logits(top, batch)]
+        """The likeliest tags of each sequence; the prefix token is outside."""
+        logits = [found[1:] for found in self._logits(top, batch)]
+        return [(bio.OUTSIDE, *found) for found in self._head(top).chain.best(logits)]
 
     def annotate(self, reader: Reader, examples: Sequence[Example]) -> list[Example]:
         """The documents with the entities that are found in them, linked if the reader can link."""

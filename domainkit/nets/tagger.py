@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
+from domainkit.nets.crf import Crf
+
 SIZE = 256  # of a token's summary
 DROPOUT = 0.3
 HINT = 32  # numbers for what the gazetteer says of a token
@@ -27,7 +29,7 @@ class Tagger(nn.Module):
 
     forward(states, hints, ids): for each text states (tokens, depths * width), hints (tokens,) int64, the bit sets of
     `Gazetteer.hints`, and the token ids (tokens,) int64 → for each text logits (tokens, 1 + 2 * labels), the
-    tags of `data.bio`.
+    tags of `data.bio`, which are scores for `chain`.
     """
 
     def __init__(self, width: int, depths: int, labels: int) -> None:
@@ -41,6 +43,7 @@ class Tagger(nn.Module):
         self.recurrent = nn.LSTM(joined, SIZE // 2, bidirectional=True)
         self.skip = nn.Linear(joined, SIZE)
         self.tags = nn.Linear(SIZE, 1 + 2 * labels)
+        self.chain = Crf(labels)
 
     def forward(self, states: Sequence[Tensor], hints: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
         joined = [self._joined(*of) for of in zip(states, hints, ids, strict=True)]

@@ -1,6 +1,7 @@
 """What `domainkit finetune medical` reaches on documents held out, how long it takes, and what each part brings.
 
     python benchmarks/medical.py default         # the command as it comes, then `extract` on the held-out texts
+    python benchmarks/medical.py bc5cdr          # entities and relations together, then `extract`
     python benchmarks/medical.py ner             # entities alone: the single-task ablation
     python benchmarks/medical.py relation        # relations alone
     python benchmarks/medical.py unbalanced      # the tasks' losses all weighed alike
@@ -31,6 +32,7 @@ from machine import write_results
 
 PROFILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {  # domain, settings, tasks (none: all)
     "default": ("medical", (), ()),
+    "bc5cdr": ("medical", (), ("ner", "relation")),
     "ner": ("medical", (), ("ner",)),
     "relation": ("medical", (), ("relation",)),
     "unbalanced": ("medical", ("balance=false",), ("ner", "relation")),
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("profile", choices=[*PROFILES, "folds"], nargs="?", default="default")
     parser.add_argument("--run", type=Path, help="a finished run: read its reports, time `extract`, train nothing")
+    parser.add_argument("--keep", type=Path, help="write the run here, over what may be there")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     load = [os.getloadavg()[0]]
@@ -52,7 +55,7 @@ def main() -> None:
         if args.profile == "folds":
             results, facts = folds(Path(folder), args.seed)
         else:
-            results, facts = profile(args.profile, Path(folder), args.run, args.seed)
+            results, facts = profile(args.profile, Path(folder), args.run, args.keep, args.seed)
     load.append(os.getloadavg()[0])
     path = write_results(f"medical-{args.profile}", results, **facts, load=load)
     for report in results.values():
@@ -60,7 +63,9 @@ def main() -> None:
     print(f"{facts} → {path}")
 
 
-def profile(name: str, folder: Path, run: Path | None, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def profile(
+    name: str, folder: Path, run: Path | None, keep: Path | None, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     from domainkit.assets import cache_dir
     from domainkit.recipes import Request, finetune
 
@@ -73,10 +78,13 @@ def profile(name: str, folder: Path, run: Path | None, seed: int) -> tuple[dict[
             (folder / "cache").mkdir()
             (folder / "cache" / "bases").symlink_to(bases)
         began = time.time()
-        run = finetune(Request(domain, out=folder / "run", tasks=tasks, seed=seed, overrides=overrides))
+        out = keep or folder / "run"
+        run = finetune(
+            Request(domain, out=out, overwrite=keep is not None, tasks=tasks, seed=seed, overrides=overrides)
+        )
         saved = (run / "adapter_config.json").stat().st_mtime
         facts |= {"seconds": round(time.time() - began), "seconds until the run is saved": round(saved - began)}
-    if name == "default":
+    if name in ("default", "bc5cdr"):
         facts |= reading(run)
     return reports(run), facts
 

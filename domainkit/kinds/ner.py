@@ -172,7 +172,8 @@ def _link_scores(
     """How well concepts are told: of gold mentions, and of predicted ones, end to end."""
     on_gold, by_label = link_accuracy(gold, [linker.link_document(e) for e in gold], seed=seed)
     end_to_end, other = link_scores(gold, predicted, seed=seed)
-    return {**on_gold, **end_to_end}, {label: {**of, **other.get(label, {})} for label, of in by_label.items()}
+    told = {label: {key: value for key, value in of.items() if key != "support"} for label, of in other.items()}
+    return {**on_gold, **end_to_end}, {label: {**of, **told.get(label, {})} for label, of in by_label.items()}
 
 
 def _asked(example: Example, labels: Sequence[str]) -> Example:

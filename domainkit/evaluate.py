@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from statistics import mean
 from typing import Any
 
 import torch
@@ -42,13 +43,9 @@ def speed(reader: Reader, examples: Sequence[Example]) -> tuple[Table, ...]:
     with torch.no_grad():
         reader.annotate(examples, tasks=tasks)
     seconds = (time.perf_counter() - began) / len(examples)
-    facts = (("documents", len(examples)), ("characters per document", round(_mean([len(e.text) for e in examples]))),
+    facts = (("documents", len(examples)), ("characters per document", round(mean(len(e.text) for e in examples))),
              ("seconds per document", round(seconds, 3)), ("documents per second", round(1 / seconds, 2)))  # fmt: skip
     return (Table(f"Speed of {', '.join(tasks)} together, from text", ("what", "how much"), facts),)
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values)
 
 
 def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: Prepared, **facts: Any) -> Report:

@@ -68,9 +68,10 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
     The order is fixed before training starts, so resuming is skipping.
     """
     steps: list[Step] = []
+    leads = companions(tasks)
     for epoch in range(training.epochs):
         dealt: list[Step] = []
-        for number, name in enumerate(companions(tasks)):
+        for number, name in enumerate(leads):
             prepared = tasks[name]
             if epoch < training.epochs - epochs_of(prepared, training):
                 continue
@@ -122,6 +123,7 @@ class Objective(nn.Module):
     def __init__(self, top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared]) -> None:
         super().__init__()
         self.top, self.kinds, self.tasks = top, kinds, tasks
+        self.along = {task for others in companions(tasks).values() for task in others}  # lead no step
         self.told = defaultdict[str, float](float)  # loss of each task since the last log, as it is without weights
 
     def forward(self, task: str, batches: Mapping[str, Batch], terms: Mapping[str, int]) -> dict[str, Tensor]:
@@ -224,7 +226,7 @@ class TopTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         objective = cast(Objective, self.model)
         if "loss" in logs:
-            along = {task for tasks in companions(objective.tasks).values() for task in tasks}
+            along = objective.along
             logs["loss"] = sum(loss for task, loss in objective.told.items() if task not in along)
             logs |= {f"{LOSS_OF}{task}": loss for task, loss in objective.told.items() if task in along}
             objective.told.clear()

@@ -29,9 +29,9 @@ from domainkit.model.top import BALANCE, Top, adapt
 from domainkit.nets.balance import Balance
 from domainkit.prepare import Request, Setting, describe, prepare
 from domainkit.progress import bar, say
-from domainkit.report import Report, write_index
+from domainkit.report import Report, Table, write_index
 from domainkit.spec import Domain, Training
-from domainkit.types import UserError
+from domainkit.types import Example, UserError
 
 TIMED = 32  # documents that are read once more, without stored activations, to tell how fast that is
 
@@ -173,13 +173,15 @@ def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
     seed = record.seed
     earlier = _reports_of(setting.domain, run, target)
     reports: dict[str, Report] = {}
-    gold = {name: prepared.gold[:TIMED] for name, prepared in setting.prepared.items()}
+    timed: dict[tuple[Example, ...], tuple[Table, ...]] = {}  # tasks that are tested on the same documents share it
     shared = glossary_tables(record.glossary)
     for name, prepared in setting.prepared.items():
         outcome = judge(name, reader, prepared, seed=seed)
-        timed = () if name in reader.of_kind("summary") else speed(reading(setting, reader.top, None), gold[name])
+        texts = () if name in reader.of_kind("summary") else tuple(Example(e.text) for e in prepared.gold[:TIMED])
+        if texts not in timed:
+            timed[texts] = speed(reading(setting, reader.top, None), texts)
         reports[name] = report(
-            replace(outcome, tables=(*outcome.tables, *timed, *shared)),
+            replace(outcome, tables=(*outcome.tables, *timed[texts], *shared)),
             setting.domain,
             setting.domain.task(name),
             setting.base,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from domainkit.data.pairs import TOGETHER, Pairs, Window, window
 from domainkit.data.signatures import Outside, Signatures, entity_labels, stated
+from domainkit.data.specific import most_specific
 from domainkit.data.tokens import overlapping
 from domainkit.graph import ConceptGraph
 from domainkit.kinds import Corpus, Outcome, Prepared, Reader
@@ -44,6 +45,8 @@ class Settings:
     names: dict[str, str] = field(default_factory=dict)  # what the graph's type table calls a label of the data
     directed: bool = True  # whether it counts which of two concepts is the head
     mask: bool = True  # rule out what the graph's type table does not allow
+    adapted: bool = True  # read the adapted layers beside the trunk, and teach them; else the trunk alone
+    specific: bool = False  # of what is told in general and in particular, keep what is told in particular
     overlap: int = field(default=128, metadata={"min": 0})  # tokens that neighbouring windows of a document share
 
 
@@ -100,7 +103,7 @@ class Kind:
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         relations, entities = _halves(prepared.labels)
-        depths = prepared.depths + 2
+        depths = prepared.depths + 1 + self.settings.adapted
         if not prepared.train:  # of a finished run, whose weights bring the mask
             return Relations(base.width, depths, torch.from_numpy(Signatures.free(relations, entities).allowed))
         asked, train = cast(Signatures, prepared.rivals["asked"]), cast(Sequence[Window], prepared.train)
@@ -108,7 +111,7 @@ class Kind:
         return Relations(base.width, depths, torch.from_numpy(asked.allowed), facts)
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
-        return self._head(top).loss(*_read(top, batch))
+        return self._head(top).loss(*self._read(top, batch))
 
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(len(cast(Window, s).pairs.heads) for s in sequences)
@@ -119,17 +122,23 @@ class Kind:
     def _head(self, top: Top) -> Relations:
         return cast(Relations, top.heads[self.name])
 
+    def _read(self, top: Top, batch: Batch) -> tuple[list[Tensor], list[Pairs]]:
+        """Of each window: states (tokens, depths * width), and its pairs."""
+        states = top.depths(batch) if self.settings.adapted else top.below(batch)
+        windows = [(at, cast(Window, s)) for at, s in batch.placed]
+        return [states[at : at + len(s.ids)] for at, s in windows], [s.pairs for _, s in windows]
+
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[float, ...]]:
         """How likely each relation is, pair by pair of each window."""
-        found = self._head(top).probabilities(*_read(top, batch))
+        found = self._head(top).probabilities(*self._read(top, batch))
         return [tuple(likely.flatten().tolist()) for likely in found]
 
     @torch.no_grad()
     def _told(self, top: Top, batch: Batch, labels: Sequence[str], *, masked: bool) -> list[tuple[Relation, ...]]:
         """The relations that each window tells."""
         relations, _ = _halves(labels)
-        states, pairs = _read(top, batch)
+        states, pairs = self._read(top, batch)
         found = self._head(top).probabilities(states, pairs, masked=masked)
         told = []
         for one, likely in zip(pairs, found, strict=True):
@@ -154,9 +163,12 @@ class Kind:
             found = self._told(top, batch, labels, masked=masked)
             told |= {id(s): one for (_, s), one in zip(batch.placed, found, strict=True)}
         return [
-            replace(e, relations=_joined(one for s in found for one in told.get(id(s), ())))
+            replace(e, relations=self._kept(_joined(one for s in found for one in told.get(id(s), ())), reader.graph))
             for e, found in zip(examples, windows, strict=True)
         ]
+
+    def _kept(self, told: tuple[Relation, ...], graph: ConceptGraph | None) -> tuple[Relation, ...]:
+        return most_specific(told, graph) if graph and self.settings.specific else told
 
     def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
         gold, (relations, entities) = prepared.gold, _halves(reader.labels[self.name])
@@ -188,12 +200,6 @@ class Kind:
             Table("Relations with and without the type table's mask",
                   ("entities", "mask", "documents", "told", "not allowed", *COLUMNS), tuple(rows)),
         ))  # fmt: skip
-
-
-def _read(top: Top, batch: Batch) -> tuple[list[Tensor], list[Pairs]]:
-    """Of each window: states (tokens, depths * width), and its pairs."""
-    states = top.depths(batch)
-    return [states[at : at + len(s.ids)] for at, s in batch.placed], [cast(Window, s).pairs for _, s in batch.placed]
 
 
 def _labels(asked: Signatures) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
@@ -59,14 +60,20 @@ class Top(nn.Module):
         )
         return out.last_hidden_state.flatten(0, 1)
 
+    def below(self, batch: Batch) -> Tensor:
+        """The trunk's depths and its output, of the flattened rows, each brought to mean 0 and variance 1 of a token:
+        (rows * tokens, (depths + 1) * width)."""
+        weight = self.output_weight
+        return _normed(batch.hidden.flatten(0, 1).to(weight.device, weight.dtype), weight.shape[1])
+
     def depths(self, batch: Batch) -> Tensor:
-        """The trunk's depths, its output and the adapted states, which look both ways here, of the flattened rows:
-        (rows * tokens, (depths + 2) * width)."""
+        """What is `below`, and the adapted states beside it, which look both ways here: (rows * tokens,
+        (depths + 2) * width)."""
         key = (id(batch.hidden), str(self.model.active_adapter), self._touched)
         if self._shared is not None and key in self._shared:
             return self._shared[key][1]
         states = self.states(batch, both_ways=True)
-        found = torch.cat([batch.hidden.flatten(0, 1).to(states.device, states.dtype), states], -1)
+        found = torch.cat([self.below(batch), _normed(states, states.shape[-1])], -1)
         if self._shared is not None and sum(len(states) for _, states in self._shared.values()) < SHARED:
             self._shared[key] = batch.hidden, found  # kept, so that no other tensor gets its id
         return found
@@ -120,6 +127,11 @@ class Top(nn.Module):
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that learn, by name, whichever adapter is in use."""
         return {name: self.get_parameter(name) for name in self._learns}
+
+
+def _normed(states: Tensor, width: int) -> Tensor:
+    """Layer norm of each `width` numbers, without weights: what reads them is linear, and has its own."""
+    return layer_norm(states.unflatten(-1, (-1, width)), (width,)).flatten(1)
 
 
 def lora_config(base: Base, *, layers: int, rank: int, alpha: int) -> LoraConfig:

@@ -40,19 +40,16 @@ class Relations(nn.Module):
         facts = torch.zeros(1, FACTS) if facts is None else facts
         self.register_buffer("mean", facts.mean(0))
         self.register_buffer("scale", 1 / (facts.std(0, correction=0) + 1e-3))
-        self.width = width
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depths))
         self.readers = nn.ModuleList(_Reader(width * depths, *mask.shape[1::-1]) for _ in range(READERS))
 
     def forward(self, states: Sequence[Tensor], pairs: Sequence[Pairs]) -> list[tuple[Tensor, Tensor]]:
-        """states: for each window (tokens, depths * width) → from each reader the logits of all windows' pairs
+        """states: for each window (tokens, depths * width), normed → from each reader the logits of all windows' pairs
         (pairs, 1 + relations), the first one that of the threshold, and of their mentions (mentions, entity labels)."""
         device, entities = self.mask.device, self.mask.shape[1]
         facts = [(torch.from_numpy(one.facts).to(device) - self.mean) * self.scale for one in pairs]
         seen = [_Seen(one, of, entities) for one, of in zip(pairs, facts, strict=True)]
-        depths = torch.cat(list(states)).split(self.width, -1)
-        normed = torch.cat([norm(depth) for norm, depth in zip(self.norms, depths, strict=True)], -1)
-        return [reader(normed, seen) for reader in self.readers]
+        tokens = torch.cat(list(states))
+        return [reader(tokens, seen) for reader in self.readers]
 
     def allowed(self, pairs: Sequence[Pairs]) -> Tensor:
         """What the mask allows each pair: (pairs, relations) bool."""
@@ -119,7 +116,7 @@ class _Reader(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, states: Tensor, seen: Sequence[_Seen]) -> tuple[Tensor, Tensor]:
-        """states: (tokens of all windows, width), normed."""
+        """states: (tokens of all windows, width)."""
         sizes = [len(one.types) for one in seen]
         tokens = self.dropout(gelu(self.project(states)))  # (tokens, SIZE)
         mentions = [one.mentions @ plain for one, plain in zip(seen, tokens.split(sizes), strict=True)]

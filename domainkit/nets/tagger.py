@@ -20,22 +20,20 @@ BITS = 62  # that the gazetteer may set
 class Tagger(nn.Module):
     """A BiLSTM tagger over depths: a causal model's states know the past only, so a tagger has to look ahead.
 
-    Low depths still know the word, high ones its meaning; each is layer-normed, all are projected to SIZE (the scalar
-    mix of Peters et al. 2018, made a matrix). BiLSTM taggers: Huang et al. 2015, arXiv 1508.01991.
+    Low depths still know the word, high ones its meaning; all are projected to SIZE (the scalar mix of Peters et al.
+    2018, made a matrix). BiLSTM taggers: Huang et al. 2015, arXiv 1508.01991.
 
     A name's first mention is often the only one with its long form beside it, a later one the only one with a verb that
     tells; so each token also sees the mean over its text of the tokens that are written alike (after Akbik et al. 2019,
     "Pooled contextualized embeddings for named entity recognition").
 
-    forward(states, hints, ids): for each text states (tokens, depths * width), hints (tokens,) int64, the bit sets of
-    `Gazetteer.hints`, and the token ids (tokens,) int64 → for each text logits (tokens, 1 + 2 * labels), the
+    forward(states, hints, ids): for each text states (tokens, depths * width), normed, hints (tokens,) int64, the bit
+    sets of `Gazetteer.hints`, and the token ids (tokens,) int64 → for each text logits (tokens, 1 + 2 * labels), the
     tags of `data.bio`, which are scores for `chain`.
     """
 
     def __init__(self, width: int, depths: int, labels: int) -> None:
         super().__init__()
-        self.width, self.labels = width, labels
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depths))
         self.project = nn.Linear(width * depths, SIZE)
         self.hint = nn.Linear(BITS, HINT)
         self.dropout = nn.Dropout(DROPOUT)
@@ -56,11 +54,9 @@ class Tagger(nn.Module):
 
     def _joined(self, states: Tensor, hints: Tensor, ids: Tensor) -> Tensor:
         """What is known of each token without its neighbours: (tokens, 2 * SIZE + HINT)."""
-        depths = states.split(self.width, -1)
-        normed = torch.cat([norm(depth) for norm, depth in zip(self.norms, depths, strict=True)], -1)
         bits = (hints[:, None] >> torch.arange(BITS, device=hints.device)) & 1  # (tokens, BITS)
-        own = gelu(self.project(normed))
-        return torch.cat([self.dropout(torch.cat([own, _alike(own, ids)], -1)), self.hint(bits.to(normed.dtype))], -1)
+        own = gelu(self.project(states))
+        return torch.cat([self.dropout(torch.cat([own, _alike(own, ids)], -1)), self.hint(bits.to(states.dtype))], -1)
 
 
 def _alike(own: Tensor, ids: Tensor) -> Tensor:

@@ -94,9 +94,10 @@ def triples(example: Example) -> set[tuple[str, str, str]]:
     return {(r.head, r.label, r.tail) for r in example.relations}
 
 
-def test_what_is_learned_is_told_and_nothing_that_cannot_be(base: Base, graph: ConceptGraph) -> None:
+@pytest.mark.parametrize("adapted", [True, False])
+def test_what_is_learned_is_told_and_nothing_that_cannot_be(base: Base, graph: ConceptGraph, adapted: bool) -> None:
     """Random weights know no words, so the documents are asked for again."""
-    task = kind(names=NAMES)
+    task = kind(names=NAMES, adapted=adapted)
     made = task.prepare(corpus(DOCUMENTS, [replace(e, id=f"again {e.id}") for e in DOCUMENTS], graph=graph), base)
     assert made.labels == LABELS and len(made.train) == len(made.test) == 8
     assert task.terms(made.train) == 8 * 4  # chemicals by diseases, one way
@@ -108,6 +109,17 @@ def test_what_is_learned_is_told_and_nothing_that_cannot_be(base: Base, graph: C
     (table,) = outcome.tables
     on, off = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
     assert (on["mask"], off["mask"], on["not allowed"]) == ("on", "off", 0)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_the_adapter_learns_from_relations_only_where_they_read_it(base: Base, adapted: bool) -> None:
+    task = kind(adapted=adapted)
+    made = task.prepare(corpus(DOCUMENTS, DOCUMENTS), base)
+    top = fresh(base, task, made)
+    for batch in some_batches(base, made.train):
+        task.loss(top, batch, made.labels).backward()
+    taught = any(value.grad is not None for name, value in top.trainable().items() if "lora" in name)
+    assert taught == adapted
 
 
 class Sure(relation.Kind):
@@ -132,6 +144,21 @@ def test_an_impossible_triple_is_never_told_with_the_mask_on(base: Base, graph: 
     table = task.evaluate(reader(base, top, task, made, graph), made, 0).tables[0]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(r["mask"], r["told"], r["not allowed"]) for r in rows] == [("on", 32, 0), ("off", 96, 64)]
+
+
+@pytest.mark.parametrize("specific", [True, False])
+def test_no_general_disease_is_told_beside_its_kind_where_that_is_asked(
+    base: Base, graph: ConceptGraph, specific: bool
+) -> None:
+    text = "Too much aspirin: heart disease, then infarction."
+    spans = [Span(9, 16, "Chemical", "D001241"), Span(18, 31, "Disease", "D006331"), Span(38, 48, "Disease", "D009203")]
+    told = (Relation("D001241", "CID", "D009203"),)
+    task = Sure("relation", relation.Settings(names=NAMES, specific=specific))
+    example = Example(text, tuple(spans), told, id="heart")
+    made = task.prepare(corpus([example], [example], graph=graph), base)
+    top = fresh(base, task, made).eval()
+    (found,) = task.annotate(reader(base, top, task, made, graph), [example])
+    assert {r.tail for r in found.relations} == {"D009203"} | (set() if specific else {"D006331"})
 
 
 def test_without_the_mask_everything_may_be_told(base: Base, graph: ConceptGraph) -> None:

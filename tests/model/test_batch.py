@@ -210,4 +210,7 @@ def test_only_the_last_width_enters_the_top(top: Top) -> None:
     deep = Batch(torch.cat([torch.randn(1, 11, WIDTH), plain.hidden], -1), plain.position_ids, plain.placed)
     with torch.no_grad():
         assert torch.equal(top.states(deep), top.states(plain))
-        assert top.depths(deep).shape == (11, 3 * WIDTH)
+        found = top.depths(deep)
+        assert found.shape == (11, 3 * WIDTH)
+        scaled = Batch(deep.hidden * torch.tensor([5.0] * WIDTH + [1.0] * WIDTH), deep.position_ids, deep.placed)
+        torch.testing.assert_close(top.depths(scaled), found, atol=1e-4, rtol=1e-4)  # of each depth, how it is made

@@ -18,12 +18,12 @@ from typing import Any
 from domainkit.data.jsonl import line
 from domainkit.data.read import FORMATS, locate, read, stream
 from domainkit.files import explain, sync, write_text
+from domainkit.kinds import CHUNK
 from domainkit.model import bundle
 from domainkit.progress import bar
 from domainkit.run import Run, asked, load
 from domainkit.types import Example, UserError
 
-CHUNK = 16  # documents that are read together
 LETTERS = 100_000  # characters of a chunk after which it is not filled further: a hundred pages are one by themselves
 DIGITS = 4  # of a relation's score
 

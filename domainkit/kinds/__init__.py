@@ -92,7 +92,7 @@ class Outcome:
     examples: tuple[Passage, ...] = ()  # documents to look at, errors first
 
 
-CHUNK = 16  # documents that are passed from task to task together
+CHUNK = 32  # documents that are passed from task to task together
 ANNOTATING = ("ner", "relation", "summary")  # kinds that annotate documents; each builds on those before it
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations

@@ -45,7 +45,7 @@ class Passing:
         for s in wanted.values():
             if self.store is not None and s.digest in self.store:
                 found[s.digest] = self.store.get(s.digest)
-        for shard in plan([s for digest, s in wanted.items() if digest not in found]):
+        for shard in plan([s for digest, s in wanted.items() if digest not in found], self.trunk.device):
             for batch in shard:
                 found |= {s.digest: value for s, value in zip(batch, forward(self.trunk, batch), strict=True)}
         return collate(rows, found.__getitem__)

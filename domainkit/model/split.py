@@ -55,6 +55,11 @@ class Trunk(nn.Module):
         kept = [self._heard(layer) if i + 1 in depths else layer for i, layer in enumerate(base.layers()[:size])]
         self.backbone = _with_layers(base.model.base_model, [*kept, self.tap, *(Skip() for _ in range(layers - 1))])
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
         self._passing.clear()

@@ -15,7 +15,8 @@ from domainkit.model.store import Store, make_room
 from domainkit.nets.loss import token_logprobs
 from domainkit.types import Sequence as Tokens
 
-BATCH = 4096  # padded tokens per forward pass: 4-bit weights are unpacked once per pass, larger ones were slower
+BATCH = 1024  # padded tokens per forward pass: enough to keep a CPU busy, and texts of one length seldom need padding
+LARGE = 4096  # … on a GPU
 SHARD = 8192  # tokens per shard, some 15 seconds of work on two cores: what a kill can cost
 TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is taken
 PROBE = 1024  # tokens the dtype is decided on
@@ -35,7 +36,9 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     """
     trunk = Trunk(base, layers, depths)
     store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
-    shards = [shard for shard in plan(sequences) if any(s.digest not in store for batch in shard for s in batch)]
+    shards = [
+        shard for shard in plan(sequences, trunk.device) if any(s.digest not in store for batch in shard for s in batch)
+    ]
     missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
     held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
     make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
@@ -74,13 +77,14 @@ def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path,
     return Store.create(root, of, width=base.width * (len(depths) + 1), dtype=chosen, why=why)
 
 
-def plan(sequences: Sequence[Tokens]) -> list[list[list[Tokens]]]:
-    """Shards of batches of distinct sequences, the longest first; a batch holds sequences of similar length."""
+def plan(sequences: Sequence[Tokens], device: torch.device) -> list[list[list[Tokens]]]:
+    """Shards of batches of distinct sequences, the longest first; a batch holds sequences of similar length, as many
+    as suit the device."""
     distinct = {s.digest: s for s in sequences}
     ordered = sorted(distinct.values(), key=lambda s: (-len(s.ids), s.digest))
     shards: list[list[list[Tokens]]] = []
     room = 0
-    for batch in _batches(ordered):
+    for batch in _batches(ordered, BATCH if device.type == "cpu" else LARGE):
         if room <= 0:
             shards.append([])
             room = SHARD
@@ -93,12 +97,11 @@ def forward(trunk: Trunk, batch: Sequence[Tokens]) -> list[np.ndarray]:
     """Activations of each sequence of a batch: (tokens, (depths + 1) * width) float32, padding removed."""
     if not batch:
         return []
-    device = next(trunk.parameters()).device
     longest = max(len(s.ids) for s in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     for row, s in enumerate(batch):
         ids[row, : len(s.ids)] = torch.tensor(s.ids)
-    hidden = trunk(ids.to(device)).float().cpu()  # (rows, longest, (depths + 1) * width)
+    hidden = trunk(ids.to(trunk.device)).float().cpu()  # (rows, longest, (depths + 1) * width)
     return [hidden[row, : len(s.ids)].numpy() for row, s in enumerate(batch)]
 
 
@@ -134,10 +137,10 @@ def _loss(base: Base, model: PreTrainedModel, sample: Sequence[Tokens], values: 
     return total / max(count, 1)
 
 
-def _batches(ordered: Sequence[Tokens]) -> Iterator[list[Tokens]]:
+def _batches(ordered: Sequence[Tokens], size: int) -> Iterator[list[Tokens]]:
     batch: list[Tokens] = []
     for s in ordered:
-        if batch and len(batch[0].ids) * (len(batch) + 1) > BATCH:
+        if batch and len(batch[0].ids) * (len(batch) + 1) > size:
             yield batch
             batch = []
         batch.append(s)

@@ -23,6 +23,7 @@ from domainkit.types import UserError
 from tests.tiny import FAMILIES, make_base
 
 LAYERS, DEPTH, WIDTH = 2, 4, 64
+CPU = torch.device("cpu")
 ROOM = 1.0  # GB
 
 
@@ -171,7 +172,7 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(base: Base, tmp_path
     done: list[int] = []
     run(base, documents, tmp_path / "killed", progress=done.append)
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")  # names, indices and every bit
-    sizes = [[sum(len(s.ids) for s in batch) for batch in shard] for shard in trunk.plan(documents)]
+    sizes = [[sum(len(s.ids) for s in batch) for batch in shard] for shard in trunk.plan(documents, CPU)]
     assert len(sizes) > 3
     assert sum(len(shard) for shard in sizes[: len(kept) + 1]) >= at  # only the shard it died in was lost
     assert sum(done) == sum(map(sum, sizes[len(kept) :]))  # and what follows it
@@ -191,7 +192,7 @@ def test_the_plan_holds_everything_once_in_batches_that_fit(
     monkeypatch.setattr(trunk, "BATCH", batch)
     monkeypatch.setattr(trunk, "SHARD", shard)
     sequences = [tokens(i, length) for i, length in enumerate(lengths)]
-    plan = trunk.plan(sequences)
+    plan = trunk.plan(sequences, CPU)
     flat = [s.digest for part in plan for one in part for s in one]
     assert sorted(flat) == sorted({s.digest for s in sequences})
     for part in plan:

@@ -74,7 +74,6 @@ class Sequence:
     offsets: tuple[tuple[int, int], ...] = ()  # of each token: its characters in the example; (0, 0) for the prefix
     tags: tuple[int, ...] = ()  # of each token: what a tagger should say (`data.bio`)
     hints: tuple[int, ...] = ()  # of each token: what a gazetteer says (`Gazetteer.hints`)
-    document: Example | None = None  # what it was cut from, as it is annotated
 
     @cached_property
     def digest(self) -> str:

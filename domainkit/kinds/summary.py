@@ -91,7 +91,7 @@ class Kind:
         told = [*_ids(base, f" {example.summary}"), base.prefix_id if end is None else int(end)][:limit]
         size = len(f"{example.text}\n\n{self.settings.cue} {example.summary}".encode())
         tags = (0,) * len(prompt) + (1,) * len(told)
-        return Tokens((*prompt, *told), size, example.group or example.id, tags=tags, document=example)
+        return Tokens((*prompt, *told), size, example.group or example.id, tags=tags)
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         return None

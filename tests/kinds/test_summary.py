@@ -67,12 +67,14 @@ DOCUMENTS = [example(i) for i in range(8)]
 def test_only_the_summary_is_learned_and_its_text_is_without_it(base: Base) -> None:
     made = kind().prepare(corpus(DOCUMENTS[:6], DOCUMENTS[6:]), base)
     assert {s.group for s in made.train} == set("012345") and {s.group for s in made.test} == set("67")
+    swapped = kind().prepare(corpus(DOCUMENTS[6:], DOCUMENTS[:6]), base)
+    documents = {e.id: e for e in (*made.gold, *swapped.gold)}
     for s in (*made.train, *made.test):
-        text = spelled(base, s.ids[1:])
-        assert s.document and s.document.summary not in s.document.text
-        assert text == f"{s.document.text}\n\nT: {s.document.summary}{base.tokenizer.eos_token}"
+        document = documents[s.group]
+        assert document.summary not in document.text
+        assert spelled(base, s.ids[1:]) == f"{document.text}\n\nT: {document.summary}{base.tokenizer.eos_token}"
         told = spelled(base, [i for i, tag in zip(s.ids, s.tags, strict=True) if tag])
-        assert told == f" {s.document.summary}{base.tokenizer.eos_token}"
+        assert told == f" {document.summary}{base.tokenizer.eos_token}"
     assert kind().terms(made.test) == sum(sum(s.tags) for s in made.test)
 
 

@@ -147,6 +147,11 @@ class ConceptGraph:
                     queue.append(parent)
         return tuple(seen)[1:]
 
+    def kinds_of(self, id_: str) -> tuple[str, ...]:
+        """An id without MESH: and those of all that it is a kind of, the nearest first; of an unknown one itself alone."""
+        bare = id_.removeprefix(MESH)
+        return (bare, *(self.ancestors(bare) if bare in self.concepts else ()))
+
     def is_a(self, child: str, ancestor: str) -> bool:
         """Whether `child` is a kind of `ancestor`, or the same concept."""
         wanted = self.concept(ancestor).id

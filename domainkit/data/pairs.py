@@ -119,7 +119,7 @@ class _Around:
     def __init__(self, found: Sequence[Entity], sentences: int, graph: ConceptGraph | None) -> None:
         self._found, self._sentences = found, sentences
         known = [e.name.removeprefix(MESH) for e in found]
-        above = [{one, *graph.ancestors(one)} if graph and one in graph.concepts else {one} for one in known]
+        above = [set(graph.kinds_of(one)) if graph else {one} for one in known]
         self.kinds = [tuple(sorted({crc32(kind.encode()) % KINDS for kind in kinds})) for kinds in above]
         self._above, self._known, self._graph = above, known, graph
         self._most = Counter[int]()  # of each label: mentions of the entity that has most

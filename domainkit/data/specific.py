@@ -15,22 +15,12 @@ def most_specific(told: Sequence[Relation], graph: ConceptGraph) -> tuple[Relati
     the most specific concepts (Li et al. 2016, doi 10.1093/database/baw068). Concepts that the graph does not know are
     kinds of nothing.
     """
-    ends = {end for one in told for end in (one.head, one.tail)}
-    kinds = {end: {end, *_above(end, graph)} for end in ends}
+    kinds = [(set(graph.kinds_of(one.head)), set(graph.kinds_of(one.tail))) for one in told]
+    names = [(one.head.removeprefix(MESH), one.tail.removeprefix(MESH)) for one in told]
     return tuple(
-        one for one in told
+        one for one, (head, tail) in zip(told, names, strict=True)
         if not any(
-            other.label == one.label
-            and (other.head, other.tail) != (one.head, one.tail)
-            and one.head in kinds[other.head]
-            and one.tail in kinds[other.tail]
-            for other in told
+            other.label == one.label and name != (head, tail) and head in heads and tail in tails
+            for other, name, (heads, tails) in zip(told, names, kinds, strict=True)
         )
     )  # fmt: skip
-
-
-def _above(id_: str, graph: ConceptGraph) -> tuple[str, ...]:
-    """What a concept is a kind of, written as its own id is."""
-    bare = id_.removeprefix(MESH)
-    prefix = id_[: len(id_) - len(bare)]
-    return tuple(prefix + above for above in graph.ancestors(bare)) if bare in graph.concepts else ()

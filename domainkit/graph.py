@@ -148,7 +148,7 @@ class ConceptGraph:
         return tuple(seen)[1:]
 
     def kinds_of(self, id_: str) -> tuple[str, ...]:
-        """An id without MESH: and those of all that it is a kind of, the nearest first; of an unknown one itself alone."""
+        """An id without MESH: and all that it is a kind of, the nearest first; of an unknown one itself alone."""
         bare = id_.removeprefix(MESH)
         return (bare, *(self.ancestors(bare) if bare in self.concepts else ()))
 

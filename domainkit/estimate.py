@@ -56,7 +56,7 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     trained = trained_tokens(prepared, training)
     layer = sum(_size(p) for p in base.layers()[-1].parameters())
     vocabulary, width = base.head.weight.shape
-    speed = EFFICIENCY * _flops()
+    speed = EFFICIENCY * _flops(base.compute)
     terms = 2 * layer * DEPTH * (2 + BACKWARD) * training.glossary_tokens if base.added else 0
     trunk = 2 * layer * (base.depth - training.layers) * sum(distinct.values())
     top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
@@ -81,9 +81,9 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
 
 
-def _flops() -> float:
-    """Measured float32 matrix-product speed here, operations per second (median of 5)."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+def _flops(dtype: torch.dtype) -> float:
+    """Measured matrix-product speed here, operations per second (median of 5)."""
+    a, b = torch.randn(2, 1024, 1024).to(dtype)
     times = []
     for _ in range(5):
         began = time.perf_counter()

@@ -59,7 +59,7 @@ def report(outcome: Outcome, domain: Domain, task: Task, base: Base, prepared: P
         scores=outcome.scores,
         per_label=outcome.per_label,
         baseline=outcome.baseline,
-        base={"name": base.name, "sha256": base.sha256, "bits": base.bits, "attention": base.attention},
+        base=base.facts,
         peak_rss_mb=peak_rss_mb(),
         versions=versions(),
         summary=outcome.summary,

@@ -178,7 +178,7 @@ def describe(request: Request, setting: Setting) -> bundle.Record:
     }
     return bundle.Record(
         domain=domain.name,
-        base={"name": base.name, "sha256": base.sha256, "bits": base.bits, "attention": base.attention},
+        base=base.facts,
         training=asdict(domain.training),
         tasks=tasks,
         seed=request.seed,

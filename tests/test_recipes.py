@@ -210,7 +210,7 @@ def test_reports_keep_the_contract(desk: Desk, task: str) -> None:
     report = read_report(desk.run, task)
     assert report.keys() >= CONTRACT
     assert (report["domain"], report["task"], report["split"], report["seed"]) == ("desk", task, "test", 0)
-    assert report["base"].keys() == {"name", "sha256", "bits", "attention"}
+    assert report["base"].keys() == {"name", "sha256", "bits", "attention", "compute"}
     assert all(source.keys() == {"path", "sha256", "format"} for source in report["data"].values())
     assert all(s["low"] <= s["value"] <= s["high"] for s in report["scores"].values())
     adapter = desk.run / ("triage" if task == "regulation" else "") / bundle.ADAPTER

@@ -49,7 +49,7 @@ def make(**changes: Any) -> Report:
                 "bits_per_byte/general-en": Score(1.0, 0.89, 1.09),
             }
         },
-        base={"name": "smollm2-135m", "sha256": "ab" * 32, "bits": 4, "attention": "sdpa"},
+        base={"name": "smollm2-135m", "sha256": "ab" * 32, "bits": 4, "attention": "sdpa", "compute": "float32"},
         data={"fed": {"path": "data/fed.jsonl", "sha256": "cd" * 32, "format": "jsonl"}},
         adapter_sha256="ef" * 32,
         seconds=12.5,
@@ -312,7 +312,7 @@ def test_an_outcome_brings_its_examples_into_the_report() -> None:
     from domainkit.kinds import Outcome, Prepared
 
     shown = extracted().passages
-    named: Any = SimpleNamespace(name="n", kind="ner", title="t", sha256="", bits=4, attention="")
+    named: Any = SimpleNamespace(name="n", kind="ner", title="t", facts={"name": "n"})
     facts = {"data": {}, "adapter_sha256": "", "seconds": 0.0, "seed": 0}
     outcome = Outcome({}, {}, {}, "", examples=shown)
     assert report(outcome, named, named, named, Prepared((), ()), **facts).passages == shown

@@ -49,9 +49,17 @@ class Base:
     sha256: str  # fingerprint(path)
     bits: int
     attention: str
+    compute: torch.dtype  # of its matrix products
     added: tuple[int, ...] = ()  # ids of glossary tokens, whose rows are not the base's own
     plain: PreTrainedTokenizerFast | None = None  # the base's own tokenizer, where `tokenizer` knows glossary tokens
     rows: str = ""  # fingerprint of those rows
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What reports and records say of it."""
+        precision = str(self.compute).removeprefix("torch.")
+        return {"name": self.name, "sha256": self.sha256, "bits": self.bits, "attention": self.attention,
+                "compute": precision}  # fmt: skip
 
     @property
     def tied(self) -> bool:
@@ -129,10 +137,11 @@ class Entry:
 def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: bool = False) -> Base:
     """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
 
-    `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, computed in
-    bfloat16 on a GPU that has it, else in float32. Only `nn.Linear` layers are quantized: embeddings, norms,
-    the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a model's weights)
-    keep the compute type. `attention` is any name in transformers' AttentionInterface, or "eager".
+    `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
+    computed in bfloat16 on a GPU or CPU that is fast at it, else in float32. Only `nn.Linear` layers are quantized:
+    embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
+    model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
+    AttentionInterface, or "eager".
 
     Raises UserError: unknown bits or attention; no such base; pickled, missing or damaged weights; a missing
     tokenizer; code from the author needed; not a decoder. Never runs code from the folder, and never goes to
@@ -147,10 +156,11 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: 
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
-    model = _model(path, bits, attention)
+    dtype, compute = _precision(bits)
+    model = _model(path, bits, attention, dtype, compute)
     model.eval().requires_grad_(False)
-    _keep_float32_kernels(model)
-    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention)
+    _keep_plain_kernels(model)
+    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute)
     base.layers()  # refuses a decoder of unknown build now, not after an hour
     return base
 
@@ -267,18 +277,28 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
-def _model(path: Path, bits: int, attention: str) -> PreTrainedModel:
-    cuda = torch.cuda.is_available()
-    short = bits == 16 or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
-    # On a CPU without bfloat16 matrix units, 16 bits save memory but run slower than 32.
-    dtype = torch.bfloat16 if short and bits != 32 else torch.float32
+def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
+    """What is not quantized, and what matrix products are computed in.
+
+    A CPU with AVX512-BF16 multiplies bfloat16 twice as fast as float32; without, many times slower. Its other
+    operations gain nothing, so what is not quantized stays float32 on every CPU, but for 16 bits, which save memory.
+    """
+    from bitsandbytes.functional import has_avx512bf16  # here: the import itself logs, so load_base silences it first
+
+    short = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if bits == 16 or (short and bits != 32) else torch.float32
+    quick = bits == 4 and not torch.cuda.is_available() and has_avx512bf16()
+    return dtype, torch.bfloat16 if quick else dtype
+
+
+def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: torch.dtype) -> PreTrainedModel:
     quantization = None
     if bits == 4:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=compute,
         )
     elif bits == 8:
         quantization = BitsAndBytesConfig(load_in_8bit=True)
@@ -289,7 +309,7 @@ def _model(path: Path, bits: int, attention: str) -> PreTrainedModel:
                 dtype=dtype,
                 attn_implementation=attention,
                 quantization_config=quantization,
-                device_map={"": "cuda:0" if cuda else "cpu"},
+                device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -304,13 +324,13 @@ def _model(path: Path, bits: int, attention: str) -> PreTrainedModel:
     return model
 
 
-def _keep_float32_kernels(model: nn.Module) -> None:
+def _keep_plain_kernels(model: nn.Module) -> None:
     """Keep bitsandbytes from switching kernels in eval mode on CPUs with AVX512-BF16.
 
-    There it repacks a Linear4bit at its first forward and runs a kernel that rounds to bfloat16 and has no
-    backward: gradients stop silently, and eval differs from training.
+    There it repacks a Linear4bit at its first forward and runs a kernel that has no backward: gradients stop
+    silently, and eval differs from training.
     """
-    from bitsandbytes.nn import Linear4bit  # here: the import itself logs, so load_base silences it first
+    from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -59,7 +59,7 @@ def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) 
         "bits": base.bits,
         "attention": base.attention,
         "depth": base.depth - layers,
-        "compute": str(base.model.dtype),
+        "compute": str(base.compute),
         "dtype": dtype,
         **({"rows": base.rows} if base.rows else {}),
         **({"depths": list(depths)} if depths else {}),

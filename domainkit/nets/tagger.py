@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import pad_sequence
 
 from domainkit.nets.crf import Crf
 
@@ -38,19 +38,26 @@ class Tagger(nn.Module):
         self.hint = nn.Linear(BITS, HINT)
         self.dropout = nn.Dropout(DROPOUT)
         joined = 2 * SIZE + HINT
-        self.recurrent = nn.LSTM(joined, SIZE // 2, bidirectional=True)
+        self.onward, self.back = (nn.LSTM(joined, SIZE // 2, batch_first=True) for _ in range(2))
         self.skip = nn.Linear(joined, SIZE)
         self.tags = nn.Linear(SIZE, 1 + 2 * labels)
         self.chain = Crf(labels)
 
     def forward(self, states: Sequence[Tensor], hints: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
         joined = [self._joined(*of) for of in zip(states, hints, ids, strict=True)]
-        packed = pack_sequence(joined, enforce_sorted=False)
-        recurrent, _ = self.recurrent(packed)
-        summary = self.dropout(gelu(self.skip(packed.data)) + recurrent.data)
-        return unpack_sequence(
-            PackedSequence(self.tags(summary), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        )
+        tokens = torch.cat(joined)
+        summary = self.dropout(gelu(self.skip(tokens)) + torch.cat(self._recurrent(joined)))
+        return list(self.tags(summary).split([len(one) for one in joined]))
+
+    def _recurrent(self, joined: Sequence[Tensor]) -> list[Tensor]:
+        """A BiLSTM over each text: (tokens, SIZE). Two LSTMs over padded texts, one over their reverse: on a CPU that
+        is three times as fast as a bidirectional one over a PackedSequence, which goes token by token."""
+        onward, _ = self.onward(pad_sequence(list(joined), batch_first=True))
+        back, _ = self.back(pad_sequence([one.flip(0) for one in joined], batch_first=True))
+        return [
+            torch.cat([a[: len(one)], b[: len(one)].flip(0)], -1)
+            for a, b, one in zip(onward, back, joined, strict=True)
+        ]
 
     def _joined(self, states: Tensor, hints: Tensor, ids: Tensor) -> Tensor:
         """What is known of each token without its neighbours: (tokens, 2 * SIZE + HINT)."""

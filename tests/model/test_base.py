@@ -78,13 +78,14 @@ def test_says_nothing(tiny_base: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize("forced", [False, True], ids=["this CPU", "as with AVX512-BF16"])
+@pytest.mark.parametrize(("quick", "compute"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_nf4_is_the_same_in_eval_and_train_and_lets_gradients_through(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, quick: bool, compute: torch.dtype
 ) -> None:
-    if forced:
-        monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    for module in (bnb.nn.modules, bnb.functional):
+        monkeypatch.setattr(module, "has_avx512bf16", lambda: quick)
     base = load_base(tiny_base, bits=4)
+    assert (base.compute, base.model.dtype) == (compute, torch.float32)
     layer = base.layers()[0].mlp.down_proj
     x = torch.randn(1, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -94,9 +95,9 @@ def test_nf4_is_the_same_in_eval_and_train_and_lets_gradients_through(
     out.square().sum().backward()
     weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     wanted = x.clone().requires_grad_()
-    torch.nn.functional.linear(wanted, weight).square().sum().backward()
+    torch.nn.functional.linear(wanted.to(compute), weight.to(compute)).float().square().sum().backward()
     assert torch.equal(quiet, out) and torch.equal(quiet, layer.train()(x))
-    assert torch.allclose(seen.grad, wanted.grad, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(seen.grad, wanted.grad, rtol=1e-5, atol=1e-5 if compute == torch.float32 else 1e-2)
 
 
 def test_model_is_the_same_in_eval_and_train_mode(tiny_base: Path) -> None:

@@ -55,7 +55,7 @@ def trained(base: Base, seed: int = 0, adapters: tuple[str, ...] = ADAPTERS) -> 
 def record(base: Base) -> Record:
     return Record(
         domain="finance",
-        base={"name": base.name, "sha256": base.sha256, "bits": base.bits, "attention": base.attention},
+        base=base.facts,
         training={"layers": 2, "rank": 4, "alpha": 8},
         tasks={"triage": {"kind": "classify", "labels": ["A", "B", "C"], "adapter": "triage"}},
         seed=0,
@@ -101,16 +101,16 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 found = {}
-for number, (base, run, bits, adapters) in enumerate(json.loads(sys.argv[1])):
+for number, (base, run, bits, compute, adapters) in enumerate(json.loads(sys.argv[1])):
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=torch.float32)
+                              bnb_4bit_compute_dtype=getattr(torch, compute))
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=four if bits == 4 else None)
     model = PeftModel.from_pretrained(model, run)
     for name in adapters:
         if name != "default":
             model.load_adapter(run + "/" + name, name)
         model.set_adapter(name)
-        model.train()  # in eval mode bitsandbytes rounds 4-bit products to bfloat16 on some CPUs
+        model.train()  # in eval mode bitsandbytes takes another kernel on some CPUs
         with torch.no_grad():
             found[f"{number}/{name}"] = model(input_ids=torch.tensor(json.loads(sys.argv[2]))).logits.contiguous()
     ours, theirs = (AutoTokenizer.from_pretrained(folder)("The bank").input_ids for folder in (run, base))
@@ -121,13 +121,13 @@ save_file(found, sys.argv[3])
 
 
 def test_plain_peft_in_a_fresh_process_gives_the_same_logits(tmp_path: Path) -> None:
-    cases: list[tuple[str, str, int, tuple[str, ...]]] = []
+    cases: list[tuple[str, str, int, str, tuple[str, ...]]] = []
     expected: dict[str, Tensor] = {}
     for number, (family, bits) in enumerate([("llama", 32), ("llama", 4), ("qwen3", 32), ("deepseek_v3", 32)]):
         base = load_base(make_base(tmp_path / f"base{number}", family), bits=bits)
         top, folder = trained(base, seed=number), tmp_path / f"run{number}"
         save(folder, top, base)
-        cases.append((str(base.path), str(folder), bits, ADAPTERS))
+        cases.append((str(base.path), str(folder), bits, base.facts["compute"], ADAPTERS))
         expected |= {f"{number}/{name}": logits(top, base, name) for name in ADAPTERS}
         assert not torch.allclose(expected[f"{number}/default"], logits(fresh(base), base, DEFAULT), atol=0.1)
     command = [sys.executable, "-c", PLAIN, json.dumps(cases), json.dumps(IDS), str(tmp_path / "logits.safetensors")]

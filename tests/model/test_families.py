@@ -74,6 +74,7 @@ def test_four_bits_quantize_the_layers_and_nothing_else(folder: Path) -> None:
         assert isinstance(base.layers()[0].mlp.gate_proj, bnb.nn.Linear4bit)
 
 
+@pytest.mark.usefixtures("exact_products")
 def test_four_bits_compute_exactly_with_the_dequantized_weights(folder: Path) -> None:
     exact, short = load_base(folder, bits=32), load_base(folder, bits=4)
     ids = torch.tensor([exact.tokenizer.encode("The bank raised 25 basis points.")])

@@ -201,6 +201,7 @@ def test_the_plan_holds_everything_once_in_batches_that_fit(
         assert all(len(one) == 1 or max(len(s.ids) for s in one) * len(one) <= batch for one in part)
 
 
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("bits", [32, 4])
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
 def test_neither_neighbours_nor_padding_change_a_sequence(tmp_path: Path, family: str, bits: int) -> None:

@@ -45,7 +45,7 @@ PROFILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {  # domain,
 }
 WHOLE = ("default", "bc5cdr")  # nothing is taken from the cache, and reading is timed
 FOLDS = 5
-KEYS = ("summary", "scores", "per_label", "baseline", "examples", "tables", "peak_rss_mb")
+KEYS = ("summary", "base", "scores", "per_label", "baseline", "examples", "tables", "peak_rss_mb")
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ def _fold_report(domain: Path, seed: int) -> dict[str, Any]:
 
     run = domain / "run"
     if not (run / "reports/ner.json").exists():
-        finetune(Request(str(domain), out=run, seed=seed, overwrite=True))
+        finetune(Request(str(domain), out=run, seed=seed, resume=run.exists()))
     found: dict[str, Any] = reports(run)["ner"]
     return found
 

@@ -58,7 +58,7 @@ class Report:
     scores: Mapping[str, Score]
     per_label: Mapping[str, Mapping[str, float]]
     baseline: Mapping[str, Mapping[str, Score]]  # name → score → value; the JSON keeps intervals apart
-    base: Mapping[str, Any]  # name, sha256, bits, attention
+    base: Mapping[str, Any]  # `Base.facts`
     data: Mapping[str, Any]  # path, sha256, format; or source → these
     adapter_sha256: str
     seconds: float

@@ -49,7 +49,7 @@ class Base:
     sha256: str  # fingerprint(path)
     bits: int
     attention: str
-    compute: torch.dtype  # of its matrix products
+    compute: torch.dtype  # of its matrix products, but for those that 8 bits compute in int8
     added: tuple[int, ...] = ()  # ids of glossary tokens, whose rows are not the base's own
     plain: PreTrainedTokenizerFast | None = None  # the base's own tokenizer, where `tokenizer` knows glossary tokens
     rows: str = ""  # fingerprint of those rows

@@ -37,7 +37,7 @@ class Record:
     """domainkit.json: everything needed to load a run, and to tell when something does not fit."""
 
     domain: str
-    base: Mapping[str, Any]  # name, sha256, bits, attention
+    base: Mapping[str, Any]  # `Base.facts`
     training: Mapping[str, Any]
     tasks: Mapping[str, Mapping[str, Any]]  # name → kind, labels
     seed: int

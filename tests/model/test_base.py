@@ -240,7 +240,7 @@ def test_local_folders_need_no_network(tiny_base: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    load_base(tiny_base)
+    assert load_base(tiny_base).path == tiny_base
 
 
 def test_hub_is_asked_only_when_allowed(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

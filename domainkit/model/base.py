@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from domainkit.assets import cache_dir
 from domainkit.files import explain, sync
+from domainkit.model import attention as lsh
 from domainkit.model import gguf
 from domainkit.model.folder import (
     MANIFEST,
@@ -34,6 +35,7 @@ from domainkit.model.folder import (
 from domainkit.progress import say
 from domainkit.types import UserError
 
+lsh.register()
 KNOWN = {"smollm2-135m": gguf.SMOLLM2}
 BITS = (4, 8, 16, 32)
 

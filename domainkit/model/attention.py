@@ -1,0 +1,102 @@
+"""`attention="lsh"`: LSH attention for any Hugging Face decoder, by name, through Transformers' own interfaces.
+
+Inputs so short that the dense kernel is faster take it, and so does all that is not causal. Of longer ones no mask of
+queries x keys is built: only a number for each token, that of its document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from domainkit.nets.lsh import attend
+
+NAME = "lsh"
+CROSSOVER = {"cpu": 16384, "cuda": 16384}  # tokens from which LSH is the faster one, by device
+
+
+def register() -> None:
+    """Make the name known to Transformers. Without the mask's function, padding would never reach the attention."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def _short(tokens: int, device: torch.device | str) -> bool:
+    return tokens < CROSSOVER.get(torch.device(device).type, CROSSOVER["cuda"])
+
+
+def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
+          mask_function: Callable[..., Any] = causal_mask_function, attention_mask: Tensor | None = None,
+          device: torch.device | str = "cpu", **rest: Any) -> Tensor | None:  # fmt: skip
+    """The dense mask of short inputs; of others the document of each token: (batch, tokens) int64, -1 for padding."""
+    dense = q_length == 1 or _short(kv_length, device)
+    if dense or _pairs(batch_size, kv_length, device, mask_function, back=-1).any():
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
+                         device=device, **rest)  # fmt: skip
+    documents = torch.zeros(batch_size, kv_length, dtype=torch.long, device=device)
+    if q_length == kv_length:  # Transformers knows packed documents in training alone, without a cache
+        documents[:, 1:] = (~_pairs(batch_size, kv_length, device, mask_function, back=1)).cumsum(1)
+    if attention_mask is not None:
+        documents.masked_fill_(~attention_mask[:, :kv_length].bool(), -1)
+    return documents
+
+
+def _pairs(batch: int, tokens: int, device: torch.device | str, sees: Callable[..., Any], *, back: int) -> Tensor:
+    """Whether each token but the first sees the one before it (back: 1), or is seen by it (-1): (batch, tokens - 1)."""
+    rows = torch.arange(batch, device=device)[:, None]
+    later = torch.arange(1, tokens, device=device)[None].expand(batch, -1)
+    pair = (later, later - 1) if back == 1 else (later - 1, later)
+    return torch.as_tensor(sees(rows, torch.zeros_like(rows), *pair), device=device).expand(batch, -1)
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+               dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
+               sliding_window: int | None = None, **rest: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """As every function of Transformers' AttentionInterface: → (batch, queries, heads, value width)."""
+    queries, tokens = query.shape[2], key.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    dense = attention_mask is not None and attention_mask.ndim == 4
+    if dense or not causal or queries == 1 or _short(tokens, query.device):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+                                      is_causal=is_causal, **rest)  # fmt: skip
+    if dropout:
+        raise ValueError("LSH attention has no dropout: set attention_dropout to 0, or attention to sdpa")
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if sliding_window and sliding_window < tokens:
+        found = _window(query, key, value, scale, sliding_window, attention_mask)
+    else:
+        found = attend(query, key, value, scale, documents=attention_mask, scored_in=_scored_in(query.device.type))
+    return found.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _scored_in(device: str) -> torch.dtype:
+    """bfloat16 where the processor is fast at it: what it rounds only orders the cells."""
+    from bitsandbytes.functional import has_avx512bf16  # here: the import itself logs, and `load_base` silences it
+
+    return torch.bfloat16 if device == "cuda" or has_avx512bf16() else torch.float32
+
+
+def _window(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, documents: Tensor | None) -> Tensor:
+    """Dense attention to the last `window` tokens, in time linear in the tokens: what such a layer was trained with."""
+    group, tokens = q.shape[1] // k.shape[1], k.shape[2]
+    place, outs = torch.arange(tokens, device=q.device), []
+    for start in range(tokens - q.shape[2], tokens, window):
+        end, near = min(start + window, tokens), max(start - window + 1, 0)
+        own, seen = place[start:end, None], place[None, near:end]
+        mask = ((seen <= own) & (seen > own - window))[None, None]
+        if documents is not None:
+            alike = documents[:, start:end, None] == documents[:, None, near:end]
+            mask = mask & alike[:, None]
+        rows = slice(start - tokens + q.shape[2], end - tokens + q.shape[2])
+        keys, values = (of[:, :, near:end].repeat_interleave(group, 1) for of in (k, v))
+        outs.append(scaled_dot_product_attention(q[:, :, rows], keys, values, attn_mask=mask, scale=scale))
+    return torch.cat(outs, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from domainkit.nets.lsh import attend
+from domainkit.nets.lsh import Index, attend
 
 NAME = "lsh"
+_indexes: WeakKeyDictionary[nn.Module, Index] = WeakKeyDictionary()  # of each layer's last text, which may grow
 CROSSOVER = {"cpu": 16384, "cuda": 16384}  # tokens from which LSH is the faster one, by device
 
 
@@ -36,17 +38,19 @@ def _short(tokens: int, device: torch.device | str) -> bool:
 def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
           mask_function: Callable[..., Any] = causal_mask_function, attention_mask: Tensor | None = None,
           device: torch.device | str = "cpu", **rest: Any) -> Tensor | None:  # fmt: skip
-    """The dense mask of short inputs; of others the document of each token: (batch, tokens) int64, -1 for padding."""
-    dense = q_length == 1 or _short(kv_length, device)
-    if dense or _pairs(batch_size, kv_length, device, mask_function, back=-1).any():
+    """The dense mask of short inputs; of others the document of each token, (batch, tokens) int64, -1 for padding, or
+    None when a row is one document."""
+    dense = _short(kv_length, device) or bool(_pairs(batch_size, kv_length, device, mask_function, back=-1).any())
+    documents = torch.zeros(batch_size, 0 if dense else kv_length, dtype=torch.long, device=device)
+    if q_length == kv_length and not dense:  # packed documents: Transformers knows them without a cache only
+        documents[:, 1:] = (~_pairs(batch_size, kv_length, device, mask_function, back=1)).cumsum(1)
+    if attention_mask is not None and not dense:
+        documents.masked_fill_(~attention_mask[:, kv_offset : kv_offset + kv_length].bool(), -1)
+    apart = bool(documents.any())
+    if dense or (apart and q_length == 1):  # a mask of one query is small
         return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
                          device=device, **rest)  # fmt: skip
-    documents = torch.zeros(batch_size, kv_length, dtype=torch.long, device=device)
-    if q_length == kv_length:  # Transformers knows packed documents in training alone, without a cache
-        documents[:, 1:] = (~_pairs(batch_size, kv_length, device, mask_function, back=1)).cumsum(1)
-    if attention_mask is not None:
-        documents.masked_fill_(~attention_mask[:, :kv_length].bool(), -1)
-    return documents
+    return documents if apart else None
 
 
 def _pairs(batch: int, tokens: int, device: torch.device | str, sees: Callable[..., Any], *, back: int) -> Tensor:
@@ -61,19 +65,20 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
                dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
                sliding_window: int | None = None, **rest: Any) -> tuple[Tensor, None]:  # fmt: skip
     """As every function of Transformers' AttentionInterface: → (batch, queries, heads, value width)."""
-    queries, tokens = query.shape[2], key.shape[2]
+    tokens = key.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     dense = attention_mask is not None and attention_mask.ndim == 4
-    if dense or not causal or queries == 1 or _short(tokens, query.device):
+    if dense or not causal or _short(tokens, query.device):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
                                       is_causal=is_causal, **rest)  # fmt: skip
     if dropout:
         raise ValueError("LSH attention has no dropout: set attention_dropout to 0, or attention to sdpa")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    if sliding_window and sliding_window < tokens:
+    if sliding_window:
         found = _window(query, key, value, scale, sliding_window, attention_mask)
     else:
-        found = attend(query, key, value, scale, documents=attention_mask, scored_in=_scored_in(query.device.type))
+        found = attend(query, key, value, scale, documents=attention_mask, scored_in=_scored_in(query.device.type),
+                       index=None if torch.is_grad_enabled() else _indexes.setdefault(module, Index()))  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 
 

@@ -49,7 +49,7 @@ PART = 64  # of them whose scores are held at once; a part of TILE
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, documents: Tensor | None = None,
-           scored_in: torch.dtype | None = None) -> Tensor:  # fmt: skip
+           scored_in: torch.dtype | None = None, index: Index | None = None) -> Tensor:  # fmt: skip
     """Attention of q to k: (batch, heads, queries, value width), differentiable in q, k and v.
 
     q: (batch, heads, queries, width), of the last queries of the tokens; k: (batch, key heads, tokens, width); v:
@@ -58,10 +58,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     documents: (batch, tokens), a number for each; a token reads its own document only, which is one stretch of tokens.
     Below 0 is padding: nothing reads it, and its output is 0. None: a row is a document.
     scored_in: precision of step 3, e.g. bfloat16 where the processor is fast at it; None: that of k.
+    index: of a text that grows, without documents: what earlier calls hashed is not hashed again.
 
     Raises ValueError: shapes that do not fit, an integer dtype, keys or values that are not finite.
     """
-    _check(q, k, v)
+    _check(q, k, v, whole=index is None)
+    if index is not None:
+        index.follow(k, q.shape[2])
     rows = [_runs(row) for row in documents] if documents is not None else [[(0, k.shape[2], True)]] * len(q)
     first = k.shape[2] - q.shape[2]
     outs = []
@@ -72,21 +75,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
             if not real:
                 parts.append(asked.new_zeros(*asked.shape[:2], v.shape[3]))
             elif asked.shape[1]:
-                parts.append(_document(asked, k[row, :, start:end], v[row, :, start:end], scale, keys, scored_in))
+                known = index.levels[row] if index is not None and documents is None else [[] for _ in k[row]]
+                of = k[row, :, start:end], v[row, :, start:end]
+                parts.append(_document(asked, *of, scale, keys, scored_in or k.dtype, known))
         outs.append(torch.cat(parts, 1))
     return torch.stack(outs)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, *, whole: bool) -> None:
     fits = k.shape[:3] == v.shape[:3] and len(q) == len(k) and q.shape[3] == k.shape[3]
     if not fits or q.shape[1] % k.shape[1] or q.shape[2] > k.shape[2]:
         raise ValueError(f"queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit")
     if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype):
         raise ValueError(f"queries are {q.dtype}, keys {k.dtype}, values {v.dtype}: one floating-point type is needed")
-    for name, of in (("key", k), ("value", v)):
+    first = 0 if whole else k.shape[2] - q.shape[2]  # an index saw the others
+    for name, of in (("key", k[:, :, first:]), ("value", v[:, :, first:])):
         if not bool(torch.isfinite(of).all()):
             row, head, token = (~torch.isfinite(of).all(-1)).nonzero()[0].tolist()
-            raise ValueError(f"the {name} of token {token}, head {head}, row {row} is not finite")
+            raise ValueError(f"the {name} of token {first + token}, head {head}, row {row} is not finite")
 
 
 def _runs(documents: Tensor) -> list[tuple[int, int, bool]]:
@@ -97,14 +103,41 @@ def _runs(documents: Tensor) -> list[tuple[int, int, bool]]:
             for number, count, end in zip(numbers.tolist(), counts.tolist(), ends, strict=True)]  # fmt: skip
 
 
-def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_in: torch.dtype | None) -> Tensor:
-    """(heads, queries, width) of one document, its keys (key heads, tokens, width)."""
+def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_in: torch.dtype,
+              known: list[list[Level]]) -> Tensor:  # fmt: skip
+    """(heads, queries, width) of one document, its keys (key heads, tokens, width). known: of each key head, extended
+    here."""
     group, outs = len(q) // len(k), []
     for head, (key, value) in enumerate(zip(k, v, strict=True)):
-        levels = hashed(key.detach(), scored_in or key.dtype) if keys else []
+        if keys:
+            known[head] = hashed(key.detach(), scored_in, known[head])
         asked = q[head * group : (head + 1) * group].transpose(0, 1)  # (queries, group, width)
-        outs.append(_Attention.apply(asked, key, value, scale, levels, keys))
+        outs.append(_Attention.apply(asked, key, value, scale, known[head], keys))
     return torch.cat(outs, 1).transpose(0, 1)
+
+
+class Index:
+    """The cells of a text that grows, as a key-value cache does: of each row and each key head.
+
+    It only says where to look: the keys and values themselves are always those of the call.
+    """
+
+    def __init__(self) -> None:
+        self.levels: list[list[list[Level]]] = []
+        self._seen = torch.empty(0)  # (rows, key heads, some tokens, width)
+
+    def follow(self, k: Tensor, queries: int) -> None:
+        """Keep what is known if k goes on where the last call ended, else begin anew."""
+        before = k.shape[2] - queries
+        same = self._sample(k[:, :, :before])
+        if not before or same.shape != self._seen.shape or not torch.equal(same, self._seen):
+            self.levels = [[[] for _ in row] for row in k]
+        self._seen = self._sample(k).clone()
+
+    @staticmethod
+    def _sample(k: Tensor) -> Tensor:
+        """A few of the keys, the last among them; which ones depends on how many there are."""
+        return k.detach()[:, :, torch.linspace(0, k.shape[2] - 1, min(k.shape[2], 33)).long()]
 
 
 @dataclass(frozen=True)
@@ -116,14 +149,23 @@ class Level:
 
 
 @torch.no_grad()
-def hashed(keys: Tensor, scored_in: torch.dtype) -> list[Level]:
-    """keys: (tokens, width) → a level for each of SEGMENTS. The first SINKS tokens are in none."""
-    rest, levels = keys[SINKS:].float(), []
-    for size, cell in SEGMENTS:
-        count = len(rest) // size
-        members = _cells(rest[: count * size].view(count, size, rest.shape[1]), cell)
-        means = pad(rest[members].mean(1), (0, 2), value=1.0)
-        levels.append(Level(members + SINKS, means.to(scored_in).T.contiguous()))
+def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) -> list[Level]:
+    """keys: (tokens, width) → a level for each of SEGMENTS. The first SINKS tokens are in none.
+
+    known: the levels of the first of these keys, which are taken over.
+    """
+    rest, levels = keys[SINKS:], []
+    for number, (size, cell) in enumerate(SEGMENTS):
+        done = known[number].members.numel() if known else 0
+        count = max(len(rest) - done, 0) // size
+        new = rest[done : done + count * size].float()
+        cells = _cells(new.view(count, size, rest.shape[1]), cell)
+        means = pad(new[cells].mean(1), (0, 2), value=1.0).to(scored_in).T.contiguous()
+        level = Level(cells + SINKS + done, means)
+        if known and count:
+            old = known[number]
+            level = Level(torch.cat([old.members, level.members]), torch.cat([old.means, level.means], 1))
+        levels.append(level if count or not known else known[number])
     return levels
 
 

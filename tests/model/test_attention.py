@@ -23,15 +23,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each call of LSH attention had. All but two tokens are long here, blocks and segments small."""
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shape of the keys of each call of LSH. Three tokens are long here, and blocks and segments small."""
     monkeypatch.setattr(attention, "CROSSOVER", {"cpu": 3, "cuda": 3})
     for name, value in {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8, "PART": 4}.items():
         monkeypatch.setattr(lsh, name, value)
-    seen: list[int] = []
+    seen: list[torch.Size] = []
 
     def spy(q: Tensor, k: Tensor, *args: Any, **more: Any) -> Tensor:
-        seen.append(k.shape[2])
+        seen.append(k.shape)
         return lsh.attend(q, k, *args, **more)
 
     monkeypatch.setattr(attention, "attend", spy)
@@ -71,19 +71,19 @@ def ids(rows: int = 1) -> Tensor:
     return torch.randint(3, 290, (rows, TOKENS), generator=torch.Generator().manual_seed(0))
 
 
-def used(model: PreTrainedModel, calls: list[int]) -> bool:
+def used(model: PreTrainedModel, calls: list[torch.Size]) -> bool:
     """Whether LSH was called in every layer, or in none if all have a window."""
     return len(calls) == (0 if model.config.model_type == WINDOWED else model.config.num_hidden_layers)
 
 
-def test_logits_are_those_of_dense_attention(model: PreTrainedModel, both: Any, calls: list[int]) -> None:
+def test_logits_are_those_of_dense_attention(model: PreTrainedModel, both: Any, calls: list[torch.Size]) -> None:
     dense, found = both(input_ids=ids())
     torch.testing.assert_close(found, dense, atol=1e-4, rtol=1e-4)
     assert used(model, calls)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_read(model: PreTrainedModel, both: Any, calls: list[int], side: str) -> None:
+def test_padding_is_not_read(model: PreTrainedModel, both: Any, calls: list[torch.Size], side: str) -> None:
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, slice(0, 40) if side == "left" else slice(TOKENS - 40, None)] = 0
     dense, found = both(input_ids=ids(2), attention_mask=mask)
@@ -91,31 +91,53 @@ def test_padding_is_not_read(model: PreTrainedModel, both: Any, calls: list[int]
     assert used(model, calls)
 
 
-def test_packed_documents_do_not_see_each_other(model: PreTrainedModel, both: Any, calls: list[int]) -> None:
+def test_packed_documents_do_not_see_each_other(model: PreTrainedModel, both: Any, calls: list[torch.Size]) -> None:
     positions = torch.cat([torch.arange(50), torch.arange(1), torch.arange(TOKENS - 51)])[None]
     dense, found = both(input_ids=ids(), position_ids=positions)
     torch.testing.assert_close(found, dense, atol=1e-4, rtol=1e-4)
     assert used(model, calls)
 
 
-def test_a_cache_filled_in_parts(model: PreTrainedModel, both: Any) -> None:
-    dense, _ = both(input_ids=ids())
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_cache_filled_in_parts(model: PreTrainedModel, both: Any, padding: int) -> None:
+    mask = torch.ones(1, TOKENS, dtype=torch.long)
+    mask[:, :padding] = 0
+    dense, _ = both(input_ids=ids(), attention_mask=mask)
     model.set_attn_implementation("lsh")
-    cache, found = DynamicCache(config=model.config), []
+    cache, found, end = DynamicCache(config=model.config), [], 0
     with torch.no_grad():
         for part in ids().split([70, 30, 1, 1, 8], 1):
-            found.append(model(input_ids=part, past_key_values=cache, use_cache=True).logits)
-    torch.testing.assert_close(torch.cat(found, 1), dense, atol=1e-4, rtol=1e-4)
+            end += part.shape[1]
+            given = {"input_ids": part, "attention_mask": mask[:, :end]}
+            found.append(model(**given, past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(found, 1)[:, padding:], dense[:, padding:], atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_not_causal_is_dense(model: PreTrainedModel, both: Any, calls: list[int]) -> None:
+def test_a_text_that_grows_is_not_hashed_anew(
+    model: PreTrainedModel, both: Any, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, seen = lsh._cells, list[int]()
+    monkeypatch.setattr(lsh, "_cells", lambda of, cell: (seen.append(of.shape[0]), split(of, cell))[1])
+    model.set_attn_implementation("lsh")
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for part in ids().split([100, *[1] * 10], 1):
+            model(input_ids=part, past_key_values=cache, use_cache=True)
+    layers = 0 if model.config.model_type == WINDOWED else model.config.num_hidden_layers
+    assert len(calls) == 11 * layers
+    assert sum(seen) == sum(of[1] for of in calls[:layers]) * (6 + 1)  # segments of 16 and of 64 tokens
+
+
+def test_what_is_not_causal_is_dense(model: PreTrainedModel, both: Any, calls: list[torch.Size]) -> None:
     seen = torch.zeros(1, 1, TOKENS, TOKENS)
     dense, found = both(inputs_embeds=model.get_input_embeddings()(ids()), attention_mask=seen)
     torch.testing.assert_close(found, dense)
     assert not calls
 
 
-def test_short_inputs_take_the_dense_kernel(both: Any, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_inputs_take_the_dense_kernel(
+    both: Any, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "CROSSOVER", {"cpu": TOKENS + 1, "cuda": TOKENS + 1})
     dense, found = both(input_ids=ids())
     assert torch.equal(found, dense)
@@ -123,7 +145,11 @@ def test_short_inputs_take_the_dense_kernel(both: Any, calls: list[int], monkeyp
 
 
 def test_no_mask_of_queries_by_keys() -> None:
-    assert attention._mask(1, 100_000, 100_000).shape == (1, 100_000)  # type: ignore[union-attr]
+    assert attention._mask(1, 100_000, 100_000) is None
+    padding = torch.ones(1, 100_000, dtype=torch.bool)
+    padding[0, 0] = False
+    found = attention._mask(1, 100_000, 100_000, attention_mask=padding)
+    assert found is not None and found.shape == (1, 100_000)
 
 
 def test_dropout_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -96,6 +96,30 @@ def test_in_parts_as_in_one_go(queries: int) -> None:
     torch.testing.assert_close(attend(q[:, :, -queries:], k, v, SCALE, keys=32), whole[:, :, -queries:])
 
 
+@pytest.mark.usefixtures("small")
+def test_an_index_is_extended_not_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = draw(400, rows=2)
+    whole = attend(q, k, v, SCALE, keys=16)
+    split, seen = lsh._cells, list[int]()
+    monkeypatch.setattr(lsh, "_cells", lambda of, cell: (seen.append(of.shape[0] * of.shape[1]), split(of, cell))[1])
+    index, found, start = lsh.Index(), [], 0
+    for end in (130, 131, 132, 200, 390, 391, 400):
+        found.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], SCALE, keys=16, index=index))
+        start = end
+    torch.testing.assert_close(torch.cat(found, 2), whole)
+    assert sum(seen) == 2 * 2 * (398 // 16 * 16 + 398 // 64 * 64)  # rows, key heads: each key once for each size
+
+
+@pytest.mark.usefixtures("small")
+def test_an_index_of_another_text_is_not_used() -> None:
+    index, texts = lsh.Index(), [draw(300, seed=seed) for seed in (1, 2)]
+    for q, k, v in texts:
+        for end in (200, 300):  # the second text has as many tokens as the first
+            found = attend(q[:, :, end - 100 : end], k[:, :, :end], v[:, :, :end], SCALE, keys=16, index=index)
+            expected = attend(q[:, :, end - 100 : end], k[:, :, :end], v[:, :, :end], SCALE, keys=16)
+            torch.testing.assert_close(found, expected)
+
+
 def test_same_input_same_bits() -> None:
     q, k, v = draw(1500)
     assert torch.equal(attend(q, k, v, SCALE), attend(q, k, v, SCALE))

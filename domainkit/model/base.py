@@ -143,7 +143,7 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: 
     computed in bfloat16 on a GPU or CPU that is fast at it, else in float32. Only `nn.Linear` layers are quantized:
     embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
     model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
-    AttentionInterface, or "eager".
+    AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`).
 
     Raises UserError: unknown bits or attention; no such base; pickled, missing or damaged weights; a missing
     tokenizer; code from the author needed; not a decoder. Never runs code from the folder, and never goes to

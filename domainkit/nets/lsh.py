@@ -44,8 +44,8 @@ SEGMENTS = (64 * BLOCK, 8), (8 * BLOCK, 2), (BLOCK, 2)  # keys of a segment and 
 KEYS = 128
 STEPS = 2  # of the power iteration that finds a direction; more find no better cells
 BINS = 8  # for each cell to take; of a bin one cell at most is taken (Chern et al. 2022, arXiv 2206.14286)
-TILE = 128  # tokens that are worked on at once; a part of BLOCK
-PART = 64  # of them whose scores are held at once; a part of TILE
+TILE = 64  # tokens that are worked on at once; a part of BLOCK
+TOGETHER = 4  # key heads that are
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, documents: Tensor | None = None,
@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
             if not real:
                 parts.append(asked.new_zeros(*asked.shape[:2], v.shape[3]))
             elif asked.shape[1]:
-                known = index.levels[row] if index is not None and documents is None else [[] for _ in k[row]]
+                known = index.levels[row] if index is not None and documents is None else {}
                 of = k[row, :, start:end], v[row, :, start:end]
                 parts.append(_document(asked, *of, scale, keys, scored_in or k.dtype, known))
         outs.append(torch.cat(parts, 1))
@@ -104,16 +104,20 @@ def _runs(documents: Tensor) -> list[tuple[int, int, bool]]:
 
 
 def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_in: torch.dtype,
-              known: list[list[Level]]) -> Tensor:  # fmt: skip
-    """(heads, queries, width) of one document, its keys (key heads, tokens, width). known: of each key head, extended
+              known: dict[int, list[Level]]) -> Tensor:  # fmt: skip
+    """(heads, queries, width) of one document, its keys (key heads, tokens, width). known: by first key head; extended
     here."""
     group, outs = len(q) // len(k), []
-    for head, (key, value) in enumerate(zip(k, v, strict=True)):
+    for head in range(0, len(k), TOGETHER):
+        key, value = k[head : head + TOGETHER], v[head : head + TOGETHER]
         if keys:
-            known[head] = hashed(key.detach(), scored_in, known[head])
-        asked = q[head * group : (head + 1) * group].transpose(0, 1)  # (queries, group, width)
-        outs.append(_Attention.apply(asked, key, value, scale, known[head], keys))
-    return torch.cat(outs, 1).transpose(0, 1)
+            known[head] = hashed(key.detach(), scored_in, known.get(head, ()))
+        asked = q[head * group : (head + len(key)) * group].unflatten(0, (len(key), group)).transpose(1, 2)
+        out = _Attention.apply(
+            asked, key, value, scale, known.get(head, ()), keys
+        )  # (key heads, queries, group, width)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
 
 
 class Index:
@@ -123,7 +127,7 @@ class Index:
     """
 
     def __init__(self) -> None:
-        self.levels: list[list[list[Level]]] = []
+        self.levels: list[dict[int, list[Level]]] = []
         self._seen = torch.empty(0)  # (rows, key heads, some tokens, width)
 
     def follow(self, k: Tensor, queries: int) -> None:
@@ -131,7 +135,7 @@ class Index:
         before = k.shape[2] - queries
         same = self._sample(k[:, :, :before])
         if not before or same.shape != self._seen.shape or not torch.equal(same, self._seen):
-            self.levels = [[[] for _ in row] for row in k]
+            self.levels = [{} for _ in k]
         self._seen = self._sample(k).clone()
 
     @staticmethod
@@ -144,29 +148,35 @@ class Index:
 class Level:
     """Where the keys of all complete segments of one size are found."""
 
-    members: Tensor  # (cells, keys of a cell) int64: their positions
-    means: Tensor  # (width + 2, cells), two rows of ones below
+    members: Tensor  # (key heads, cells, keys of a cell) int64: their positions
+    means: Tensor  # (key heads, width + 2, cells), two rows of ones below
 
 
 @torch.no_grad()
 def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) -> list[Level]:
-    """keys: (tokens, width) → a level for each of SEGMENTS. The first SINKS tokens are in none.
+    """keys: (key heads, tokens, width) → a level for each of SEGMENTS. The first SINKS tokens are in none.
 
     known: the levels of the first of these keys, which are taken over.
     """
-    rest, levels = keys[SINKS:], []
+    rest, levels = keys[:, SINKS:], []
     for number, (size, cell) in enumerate(SEGMENTS):
-        done = known[number].members.numel() if known else 0
-        count = max(len(rest) - done, 0) // size
-        new = rest[done : done + count * size].float()
-        cells = _cells(new.view(count, size, rest.shape[1]), cell)
-        means = pad(new[cells].mean(1), (0, 2), value=1.0).to(scored_in).T.contiguous()
-        level = Level(cells + SINKS + done, means)
-        if known and count:
+        done = known[number].members[0].numel() if known else 0
+        end = done + max(rest.shape[1] - done, 0) // size * size
+        new = rest[:, done:end].float()  # (key heads, tokens, width)
+        cells = _cells(new.reshape(-1, size, rest.shape[2]), cell)
+        means = pad(new.flatten(0, 1)[cells].mean(1), (0, 2), value=1.0).to(scored_in).unflatten(0, (len(keys), -1))
+        members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
+        level = Level(members, means.transpose(1, 2).contiguous())
+        if known:
             old = known[number]
-            level = Level(torch.cat([old.members, level.members]), torch.cat([old.means, level.means], 1))
-        levels.append(level if count or not known else known[number])
+            level = Level(torch.cat([old.members, level.members], 1), torch.cat([old.means, level.means], 2))
+        levels.append(level if end > done or not known else known[number])
     return levels
+
+
+def _first(of: Tensor, size: int) -> Tensor:
+    """Where each head begins when heads of this size follow one another: (heads, 1)."""
+    return torch.arange(len(of), device=of.device)[:, None] * size
 
 
 def _cells(segments: Tensor, cell: int) -> Tensor:
@@ -197,10 +207,10 @@ def _before(position: int) -> list[tuple[int, slice]]:
 
 
 def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int) -> Tensor:
-    """The keys before `position` that each query reads: (tokens, at most `keys`), as many from each level.
+    """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), as many from each level.
 
-    q: (tokens, group, width), scaled; lse: (tokens, group) of what is read anyway. The score of a cell is q·mean - lse,
-    one matrix product: the lse, in two parts for short precisions, goes with the rows of ones.
+    q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway. The score of a
+    cell is q·mean - lse, one matrix product: the lse, in two parts for short precisions, goes with the rows of ones.
     """
     dtype = levels[0].means.dtype
     rough = -lse.to(dtype)
@@ -208,63 +218,65 @@ def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys
     parts, found = _before(position), []
     for left in range(len(parts), 0, -1):  # from the smallest level: what it does not need, the others take
         level, cells = parts[left - 1]
-        members, means = levels[level].members[cells], levels[level].means[:, cells]
-        take = keys // left // members.shape[1]
-        picked = members[_best(asked, means, take)] if take < len(members) else members.expand(len(q), -1, -1)
-        found.append(picked.flatten(1))
-        keys -= found[-1].shape[1]
-    return torch.cat(found, 1)
+        members, means = levels[level].members[:, cells], levels[level].means[:, :, cells]
+        take = keys // left // members.shape[2]
+        if take < members.shape[1]:
+            best = _best(asked, means, take) + _first(members, members.shape[1])[..., None]
+            found.append(members.flatten(0, 1)[best].flatten(2))
+        else:
+            found.append(members.flatten(1)[:, None].expand(-1, q.shape[1], -1))
+        keys -= found[-1].shape[2]
+    return torch.cat(found, 2)
 
 
 def _best(q: Tensor, means: Tensor, take: int) -> Tensor:
-    """The cells that any of the group scores highest, at most one from each bin: (tokens, take)."""
-    group, count, bins = q.shape[1], means.shape[1], BINS * max(take, 1)
+    """The cells that any of the group scores highest, at most one from each bin: (key heads, tokens, take)."""
+    heads, tokens, group, _ = q.shape
+    count, bins = means.shape[2], BINS * max(take, 1)
     deep = -(-count // bins)
-    scores, found = q.new_empty(PART, group, deep * bins), []
+    scores = q.new_empty(heads, tokens * group, deep * bins)
     scores[..., count:] = torch.finfo(q.dtype).min
+    for of, asked, mean in zip(scores, q.flatten(1, 2), means, strict=True):
+        torch.mm(asked, mean, out=of[:, :count])
+    best = scores.view(heads, tokens, group, deep, bins)[:, :, 0]
+    for other in range(1, group):
+        best = torch.maximum(best, scores.view(heads, tokens, group, deep, bins)[:, :, other])
+    value, chosen = best.amax(2).topk(take, 2, sorted=False)
+    inside = best.gather(3, chosen[:, :, None].expand(-1, -1, deep, -1))
     depth = torch.arange(deep, device=q.device, dtype=torch.float32)[:, None]
-    for rows in q.split(PART):
-        of = scores[: len(rows)]
-        torch.mm(rows.flatten(0, 1), means, out=of.flatten(0, 1)[:, :count])
-        best = of[:, 0]
-        for other in range(1, group):
-            best = torch.maximum(best, of[:, other])
-        best = best.view(-1, deep, bins)
-        value, chosen = best.amax(1).topk(take, 1, sorted=False)
-        inside = best.gather(2, chosen[:, None].expand(-1, deep, -1))
-        found.append(torch.where(inside == value[:, None], depth, 0.0).amax(1).long() * bins + chosen)
-    return torch.cat(found)
+    return torch.where(inside == value[:, :, None], depth, 0.0).amax(2).long() * bins + chosen
 
 
 class _Attention(torch.autograd.Function):
-    """q: (queries, group, width), k: (tokens, width), v: (tokens, value width) → (queries, group, value width)"""
+    """q: (key heads, queries, group, width), k: (key heads, tokens, width), v: (key heads, tokens, value width) →
+    (key heads, queries, group, value width)"""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, levels: Sequence[Level], keys: int) -> Tensor:
-        first = len(k) - len(q)
-        out, lse = q.new_empty(*q.shape[:2], v.shape[1]), q.new_empty(q.shape[:2], dtype=torch.float32)
-        picks, far = list[Tensor](), _Far(k, v, TILE * min(keys, len(k)))
-        for start, end, near in _tiles(first, len(k)):
+        first = k.shape[1] - q.shape[1]
+        out, lse = q.new_empty(*q.shape[:3], v.shape[2]), q.new_empty(q.shape[:3], dtype=torch.float32)
+        picks, far = list[Tensor](), _Far(k, v, keys)
+        for start, end, near in _tiles(first, k.shape[1]):
             rows = slice(start - first, end - first)
-            asked = q[rows] * scale
-            scores = _near(asked, _both(k, near, end), end - start)
-            most = scores.amax(2)
+            asked = q[:, rows] * scale
+            scores = _near(asked, _both(k, near, end))
+            most = scores.amax(3)
             shares = scores.sub_(most[..., None]).exp_()
-            total = shares.sum(2)
-            got = (shares.flatten(0, 1).to(v.dtype) @ _both(v, near, end)).float().unflatten(0, shares.shape[:2])
+            total = shares.sum(3)
+            got = torch.bmm(shares.flatten(1, 2).to(v.dtype), _both(v, near, end)).float().view(*total.shape, -1)
             picked = torch.empty(0)
             if keys and near > SINKS:
                 picked = _choose(asked, most + total.log(), levels, near, keys)
-                kg, vg = far.of(picked)
-                scores = torch.bmm(asked, kg.transpose(1, 2)).float()
-                over = torch.maximum(scores.amax(2), most)
+                _, kg, vg = far.of(picked)
+                scores = torch.bmm(asked.flatten(0, 1), kg.transpose(1, 2)).float().view(*total.shape, -1)
+                over = torch.maximum(scores.amax(3), most)
                 shares = scores.sub_(over[..., None]).exp_()
                 less = (most - over).exp_()
-                got = got.mul_(less[..., None]).add_(torch.bmm(shares.to(v.dtype), vg))
-                total, most = total * less + shares.sum(2), over
+                got.mul_(less[..., None]).add_(torch.bmm(shares.flatten(0, 1).to(v.dtype), vg).view_as(got))
+                total, most = total * less + shares.sum(3), over
             picks.append(picked)
-            out[rows] = got.div_(total[..., None])
-            lse[rows] = most + total.log()
+            out[:, rows] = got.div_(total[..., None])
+            lse[:, rows] = most + total.log()
         ctx.save_for_backward(q, k, v, out, lse, *picks)
         ctx.rest = scale, keys
         return out
@@ -274,27 +286,28 @@ class _Attention(torch.autograd.Function):
         """By the sums that the forward pass kept (FlashAttention, Dao et al. 2022, arXiv 2205.14135)."""
         q, k, v, out, lse, *picks = ctx.saved_tensors
         scale, keys = ctx.rest
-        first, far = len(k) - len(q), _Far(k, v, TILE * min(keys, len(k)))
-        dq = torch.empty_like(q)
-        dk, dv = (torch.zeros_like(of, dtype=torch.float32) for of in (k, v))
-        for (start, end, near), picked in zip(_tiles(first, len(k)), picks, strict=True):
+        first, far, dq = k.shape[1] - q.shape[1], _Far(k, v, keys), torch.empty_like(q)
+        dk, dv = (torch.zeros(of.shape, device=of.device) for of in (k, v))
+        for (start, end, near), picked in zip(_tiles(first, k.shape[1]), picks, strict=True):
             rows = slice(start - first, end - first)
-            asked, g = q[rows] * scale, grad[rows].contiguous()
-            drift = (g.float() * out[rows].float()).sum(-1, keepdim=True)  # (tokens, group, 1)
+            asked, g, sums = q[:, rows] * scale, grad[:, rows].contiguous(), lse[:, rows][..., None]
+            drift = (g.float() * out[:, rows].float()).sum(-1, keepdim=True)  # (key heads, tokens, group, 1)
             kn, vn = _both(k, near, end), _both(v, near, end)
-            shares = _near(asked, kn, end - start).sub_(lse[rows][..., None]).exp_()
-            moves = ((g.flatten(0, 1) @ vn.T).float().view_as(shares) - drift).mul_(shares).flatten(0, 1).to(q.dtype)
-            dq[rows] = (moves @ kn).view_as(asked)
-            _add(dk, near, end, moves.T @ asked.flatten(0, 1))
-            _add(dv, near, end, shares.flatten(0, 1).to(q.dtype).T @ g.flatten(0, 1))
+            shares = _near(asked, kn).sub_(sums).exp_()
+            moves = torch.bmm(g.flatten(1, 2), vn.transpose(1, 2)).float().view_as(shares).sub_(drift).mul_(shares)
+            moves, shares = (of.flatten(1, 2).to(q.dtype) for of in (moves, shares))
+            dq[:, rows] = torch.bmm(moves, kn).view_as(asked)
+            _add(dk, near, end, torch.bmm(moves.transpose(1, 2), asked.flatten(1, 2)))
+            _add(dv, near, end, torch.bmm(shares.transpose(1, 2), g.flatten(1, 2)))
             if picked.numel():
-                kg, vg = far.of(picked)
-                shares = torch.bmm(asked, kg.transpose(1, 2)).float().sub_(lse[rows][..., None]).exp_()
-                moves = (torch.bmm(g, vg.transpose(1, 2)).float() - drift).mul_(shares).to(q.dtype)
-                dq[rows] += torch.bmm(moves, kg)
-                shares = shares.to(q.dtype)
-                dk.index_add_(0, picked.flatten(), torch.bmm(moves.transpose(1, 2), asked).flatten(0, 1).float())
-                dv.index_add_(0, picked.flatten(), torch.bmm(shares.transpose(1, 2), g).flatten(0, 1).float())
+                ids, kg, vg = far.of(picked)
+                asked, g, sums, drift = (of.flatten(0, 1) for of in (asked, g, sums, drift))
+                shares = torch.bmm(asked, kg.transpose(1, 2)).float().sub_(sums).exp_()
+                moves = torch.bmm(g, vg.transpose(1, 2)).float().sub_(drift).mul_(shares)
+                moves, shares = moves.to(q.dtype), shares.to(q.dtype)
+                dq[:, rows] += torch.bmm(moves, kg).view_as(dq[:, rows])
+                dk.flatten(0, 1).index_add_(0, ids, torch.bmm(moves.transpose(1, 2), asked).flatten(0, 1).float())
+                dv.flatten(0, 1).index_add_(0, ids, torch.bmm(shares.transpose(1, 2), g).flatten(0, 1).float())
         return dq.mul_(scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -308,33 +321,37 @@ def _tiles(first: int, tokens: int) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def _near(q: Tensor, k: Tensor, tokens: int) -> Tensor:
-    """Scores (tokens, group, keys) float32, causal: the tile's own tokens are the last of k."""
-    scores = (q.flatten(0, 1) @ k.T).float().view(*q.shape[:2], -1)
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=k.device).triu_(1)
-    scores[..., -tokens:].masked_fill_(later[:, None], torch.finfo(torch.float32).min)
+def _near(q: Tensor, k: Tensor) -> Tensor:
+    """Scores (key heads, tokens, group, keys) float32, causal: the tile's own tokens are the last of k."""
+    scores = torch.bmm(q.flatten(1, 2), k.transpose(1, 2)).float().view(*q.shape[:3], -1)
+    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=k.device).triu_(1)
+    scores[..., -q.shape[1] :].masked_fill_(later[:, None], torch.finfo(torch.float32).min)
     return scores
 
 
 def _both(of: Tensor, near: int, end: int) -> Tensor:
-    """The rows of the sinks, and those from `near` to `end`."""
-    return torch.cat([of[: min(SINKS, end)], of[near:end]])
+    """The sinks, and what lies from `near` to `end`."""
+    return torch.cat([of[:, : min(SINKS, end)], of[:, near:end]], 1)
 
 
 def _add(to: Tensor, near: int, end: int, what: Tensor) -> None:
-    """Adds to the rows that `_both` gives."""
+    """Adds to what `_both` gives."""
     sinks = min(SINKS, end)
-    to[:sinks] += what[:sinks]
-    to[near:end] += what[sinks:]
+    to[:, :sinks] += what[:, :sinks]
+    to[:, near:end] += what[:, sinks:]
 
 
 class _Far:
     """Gathers keys and values into room that is used again: fresh memory costs more than the copy."""
 
-    def __init__(self, k: Tensor, v: Tensor, rows: int) -> None:
-        self.sides = [(of, of.new_empty(rows, of.shape[1])) for of in (k.detach(), v.detach())]
+    def __init__(self, k: Tensor, v: Tensor, keys: int) -> None:
+        rows = len(k) * TILE * min(keys, k.shape[1])
+        self.first = _first(k, k.shape[1])[..., None]
+        self.sides = [(of.detach().flatten(0, 1), of.new_empty(rows, of.shape[2])) for of in (k, v)]
 
-    def of(self, picked: Tensor) -> list[Tensor]:
-        """picked: (tokens, count) → keys and values, (tokens, count, width) each."""
-        ids = picked.flatten()
-        return [torch.index_select(of, 0, ids, out=room[: len(ids)]).view(*picked.shape, -1) for of, room in self.sides]
+    def of(self, picked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """picked: (key heads, tokens, count) → where that is when heads follow one another, flat; the keys and values,
+        (key heads * tokens, count, width) each."""
+        ids, shape = (picked + self.first).flatten(), (-1, picked.shape[2])
+        kg, vg = (torch.index_select(of, 0, ids, out=room[: len(ids)]).unflatten(0, shape) for of, room in self.sides)
+        return ids, kg, vg

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shape of the keys of each call of LSH. Three tokens are long here, and blocks and segments small."""
     monkeypatch.setattr(attention, "CROSSOVER", {"cpu": 3, "cuda": 3})
-    for name, value in {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8, "PART": 4}.items():
+    for name, value in {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8}.items():
         monkeypatch.setattr(lsh, name, value)
     seen: list[torch.Size] = []
 

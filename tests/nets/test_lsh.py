@@ -17,7 +17,7 @@ from domainkit.nets import lsh
 from domainkit.nets.lsh import attend
 
 SCALE = 0.3
-SMALL = {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8, "PART": 4}
+SMALL = {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8, "TOGETHER": 1}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,9 +160,10 @@ def test_what_is_far_back_is_found() -> None:
 
 def test_each_key_far_back_stands_in_one_cell() -> None:
     position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 256
-    levels = lsh.hashed(torch.randn(position + 100, 4), torch.float32)
-    found = torch.cat([levels[level].members[cells].flatten() for level, cells in lsh._before(position)])
-    assert found.sort().values.tolist() == list(range(lsh.SINKS, position))
+    levels = lsh.hashed(torch.randn(2, position + 100, 4), torch.float32)
+    found = torch.cat([levels[level].members[:, cells].flatten(1) for level, cells in lsh._before(position)], 1)
+    for head in found:
+        assert head.sort().values.tolist() == list(range(lsh.SINKS, position))
 
 
 class _Largest(TorchDispatchMode):

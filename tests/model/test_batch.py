@@ -200,7 +200,8 @@ def test_both_ways_a_token_sees_all_of_its_sequence_and_nothing_else(top: Top) -
         changed[0, 8] += 1.0  # the last token
         later = Batch(changed, alone.position_ids, alone.placed)
         assert (top.states(later, both_ways=True)[0] - here[0]).abs().max() > 1e-4
-        assert torch.equal(top.states(later)[:8], top.states(alone)[:8])
+        before, after = (top.states(batch)[:8] for batch in (alone, later))
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)  # experts meet tokens in other groups
 
 
 def test_only_the_last_width_enters_the_top(top: Top) -> None:

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from domainkit.assets import ROOT
-from domainkit.model.attention import _scored_in
+from domainkit.model.attention import scored_in
 from domainkit.model.base import Base, load_base
 from domainkit.nets import lsh
 
@@ -52,7 +52,8 @@ def main() -> None:
     load = [os.getloadavg()[0]]
     base = load_base("smollm2-135m", bits=32)
     if args.profile == "time":
-        results = [timed(*states(base, n), keys) for n in args.lengths for keys in args.keys]
+        held = states(base)
+        results = [timed(*lengthened(held, n), keys) for n in args.lengths for keys in args.keys]
     else:
         found = texts(base) if args.profile == "perplexity" else copies(base)
         results = [
@@ -68,14 +69,19 @@ def main() -> None:
     print(write_results(f"lsh_attention-{args.profile}", results, changes=changes, load=load))
 
 
+def ways(keys: int) -> dict[str, Callable[..., Tensor]]:
+    """Dense attention, LSH, and a window with as many keys: each of (q, k, v, scale)."""
+    return {
+        "dense": lambda *of: scaled_dot_product_attention(*of[:3], is_causal=True, scale=of[3], enable_gqa=True),
+        "lsh": lambda *of: lsh.attend(*of, keys=keys, scored_in=scored_in("cpu")),
+        "window": lambda *of: window(*of, lsh.BLOCK * 3 // 2 + keys),
+    }
+
+
 def timed(q: Tensor, k: Tensor, v: Tensor, keys: int) -> dict[str, Any]:
     """Seconds of one key head with its group of query heads; the sides take turns, the median of three counts."""
     tokens = k.shape[2]
-    sides: dict[str, Callable[..., Tensor]] = {
-        "lsh": lambda *of: lsh.attend(*of, 0.125, keys=keys, scored_in=_scored_in("cpu")),
-        "window": lambda *of: window(*of, 0.125, lsh.BLOCK * 3 // 2 + keys),
-        "dense": lambda *of: scaled_dot_product_attention(*of, is_causal=True, scale=0.125, enable_gqa=True),
-    }
+    sides = ways(keys)
     if tokens > DENSE:
         del sides["dense"]
     rounds = 3 if tokens <= 16384 else 1
@@ -88,7 +94,7 @@ def timed(q: Tensor, k: Tensor, v: Tensor, keys: int) -> dict[str, Any]:
             for name, side in sides.items():
                 given = [of.clone().requires_grad_(what != "forward") for of in (q, k, v)]
                 began = time.perf_counter()
-                out = side(*given)
+                out = side(*given, 0.125)
                 if what != "forward":
                     out.sum().backward()
                 taken[name].append(time.perf_counter() - began)
@@ -102,7 +108,7 @@ def memory(q: Tensor, k: Tensor, v: Tensor, keys: int) -> float:
     """MiB that a forward pass takes beyond what is held already, output included."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
-        lsh.attend(q, k, v, 0.125, keys=keys, scored_in=_scored_in("cpu"))
+        ways(keys)["lsh"](q, k, v, 0.125)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
@@ -124,27 +130,24 @@ def window(q: Tensor, k: Tensor, v: Tensor, scale: float, size: int) -> Tensor:
     return torch.cat(outs, 2)
 
 
-def states(base: Base, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (1, 3, tokens, 64), keys and values (1, 1, tokens, 64) of LAYER on a text."""
-    held: list[tuple[Tensor, ...]] = []
+def states(base: Base) -> list[Tensor]:
+    """Queries (1, 3, TEXT, 64), keys and values (1, 1, TEXT, 64) of LAYER on a text."""
+    held: list[list[Tensor]] = []
 
-    def keep(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any
-    ) -> tuple[Tensor, None]:
-        if module.layer_idx == LAYER:
-            held.append((q[:, :3], k[:, :1], v[:, :1]))
-        return dense(q, k, v, scaling).transpose(1, 2), None
+    def keep(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        held.append([q[:, :3], k[:, :1], v[:, :1]])
+        return ways(0)["dense"](q, k, v, scale)
 
     ids, _ = next(iter(texts(base).values()))
     attending(base, keep, ids)
+    return held[LAYER]
+
+
+def lengthened(held: list[Tensor], tokens: int) -> list[Tensor]:
+    """Repeated up to so many tokens, with noise."""
     g = torch.Generator().manual_seed(0)
-    parts = [of.repeat(1, 1, -(-tokens // TEXT), 1)[:, :, :tokens] for of in held[0]]
-    q, k, v = (of + 0.05 * torch.randn(of.shape, generator=g) for of in parts)
-    return q, k, v
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    parts = [of.repeat(1, 1, -(-tokens // TEXT), 1)[:, :, :tokens] for of in held]
+    return [of + 0.05 * torch.randn(of.shape, generator=g) for of in parts]
 
 
 def texts(base: Base) -> dict[str, tuple[Tensor, slice]]:
@@ -174,18 +177,7 @@ def copies(base: Base) -> dict[str, tuple[Tensor, slice]]:
 
 def quality(base: Base, name: str, ids: Tensor, scored: slice, keys: int) -> dict[str, Any]:
     """Perplexity of each side, and how much more than that of dense attention it is (0.01: 1 %)."""
-
-    def as_lsh(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any) -> Any:
-        return lsh.attend(q, k, v, scaling, keys=keys, scored_in=_scored_in("cpu")).transpose(1, 2), None
-
-    def as_window(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any) -> Any:
-        return window(q, k, v, scaling, lsh.BLOCK * 3 // 2 + keys).transpose(1, 2), None
-
-    def as_dense(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any) -> Any:
-        return dense(q, k, v, scaling).transpose(1, 2), None
-
-    losses = {side: attending(base, how, ids)[scored].mean()
-              for side, how in (("dense", as_dense), ("lsh", as_lsh), ("window", as_window))}  # fmt: skip
+    losses = {side: attending(base, way, ids)[scored].mean() for side, way in ways(keys).items()}
     found = {"text": name, "tokens": ids.shape[1], "keys": keys}
     found |= {f"{side}, perplexity": round(float(loss.exp()), 3) for side, loss in losses.items()}
     found |= {side: round(float((losses[side] - losses["dense"]).exp()) - 1, 4) for side in ("lsh", "window")}
@@ -194,8 +186,12 @@ def quality(base: Base, name: str, ids: Tensor, scored: slice, keys: int) -> dic
 
 
 @torch.no_grad()
-def attending(base: Base, how: Callable[..., Any], ids: Tensor) -> Tensor:
-    """Loss of each token but the first, nats, every layer attending in this way."""
+def attending(base: Base, way: Callable[..., Tensor], ids: Tensor) -> Tensor:
+    """Loss of each token but the first, nats, every layer attending in this way, one after the other."""
+
+    def how(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any) -> Any:
+        return way(q, k, v, scaling).transpose(1, 2), None
+
     AttentionInterface.register("measured", how)
     AttentionMaskInterface.register("measured", lambda *args, **more: None)
     base.model.set_attn_implementation("measured")

@@ -40,17 +40,18 @@ def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_
           device: torch.device | str = "cpu", **rest: Any) -> Tensor | None:  # fmt: skip
     """The dense mask of short inputs; of others the document of each token, (batch, tokens) int64, -1 for padding, or
     None when a row is one document."""
-    dense = _short(kv_length, device) or bool(_pairs(batch_size, kv_length, device, mask_function, back=-1).any())
-    documents = torch.zeros(batch_size, 0 if dense else kv_length, dtype=torch.long, device=device)
-    if q_length == kv_length and not dense:  # packed documents: Transformers knows them without a cache only
-        documents[:, 1:] = (~_pairs(batch_size, kv_length, device, mask_function, back=1)).cumsum(1)
-    if attention_mask is not None and not dense:
-        documents.masked_fill_(~attention_mask[:, kv_offset : kv_offset + kv_length].bool(), -1)
-    apart = bool(documents.any())
-    if dense or (apart and q_length == 1):  # a mask of one query is small
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
-                         device=device, **rest)  # fmt: skip
-    return documents if apart else None
+    if not _short(kv_length, device) and not _pairs(batch_size, kv_length, device, mask_function, back=-1).any():
+        documents = torch.zeros(batch_size, kv_length, dtype=torch.long, device=device)
+        if q_length == kv_length:  # packed documents: Transformers knows them without a cache only
+            documents[:, 1:] = (~_pairs(batch_size, kv_length, device, mask_function, back=1)).cumsum(1)
+        if attention_mask is not None:
+            documents.masked_fill_(~attention_mask[:, kv_offset : kv_offset + kv_length].bool(), -1)
+        if not documents.any():
+            return None
+        if q_length > 1:  # of one query the dense mask is small
+            return documents
+    return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
+                     device=device, **rest)  # fmt: skip
 
 
 def _pairs(batch: int, tokens: int, device: torch.device | str, sees: Callable[..., Any], *, back: int) -> Tensor:
@@ -77,13 +78,13 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
     if sliding_window:
         found = _window(query, key, value, scale, sliding_window, attention_mask)
     else:
-        found = attend(query, key, value, scale, documents=attention_mask, scored_in=_scored_in(query.device.type),
+        found = attend(query, key, value, scale, documents=attention_mask, scored_in=scored_in(query.device.type),
                        index=None if torch.is_grad_enabled() else _indexes.setdefault(module, Index()))  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 
 
 @cache
-def _scored_in(device: str) -> torch.dtype:
+def scored_in(device: str) -> torch.dtype:
     """bfloat16 where the processor is fast at it: what it rounds only orders the cells."""
     from bitsandbytes.functional import has_avx512bf16  # here: the import itself logs, and `load_base` silences it
 

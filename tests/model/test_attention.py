@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,7 +151,7 @@ def test_no_mask_of_queries_by_keys() -> None:
     assert found is not None and found.shape == (1, 100_000)
 
 
-def test_dropout_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_dropout_is_refused(model: PreTrainedModel) -> None:
     if model.config.model_type == WINDOWED:
         pytest.skip("its layers have a window")
     q, k = torch.zeros(1, 4, 9, 16), torch.zeros(1, 2, 9, 16)

@@ -4,7 +4,7 @@ Every query reads exactly, under one softmax,
 
 - the first SINKS tokens, where trained models look when they look at nothing (StreamingLLM, Xiao et al. 2023, arXiv
   2309.17453),
-- its own block of BLOCK tokens so far, and the block before,
+- its own block of BLOCK tokens so far, and the WINDOW before that,
 - of all that lies further back, the `keys` tokens that it most likely attends to.
 
 The last are found by hashing. Queries and keys of a pretrained decoder lie apart and have lengths, so one hash for both
@@ -16,36 +16,46 @@ Hooper et al. 2024, arXiv 2411.09688):
    direction, each half again along its own. All cells of a segment are equally full, so every shape is regular.
    O(n log n).
 2. A small segment is hashed as soon as it is complete, and its keys once more when the larger one around it is, as in a
-   log-structured merge tree: the larger a segment, the purer its cells. A query finds each key in one of them. Larger
-   segments have larger cells. O(n log n) for each of SEGMENTS.
+   log-structured merge tree: the larger a segment, the purer its cells. A query finds each key in one of them. The
+   smallest segments are not split, each key is a cell; the largest have large cells. O(n log n) for each of SEGMENTS.
 3. A query scores the mean of each cell's keys and takes the best cells of each size of segment; the query heads of one
    key head take the same ones, by the largest share that any of them would give. n times the number of cells, in
    products of short vectors: of its cost this is the part that is not linear.
-4. One softmax over all of it. The backward pass keeps the choice and the log of the softmax's sum, and gathers again.
+4. One softmax over all of it: sinks and window by the dense kernel, which tells the sum of its softmax, and what lies
+   further back beside it. The backward pass keeps the choice and the log of the whole sum, and gathers again.
 
-Strictly causal, the choice included: cells hold segments that end before the query's block and the one before it, so a
-later token changes no bit of an earlier output. No tensor has n x n elements.
+Strictly causal, the choice included: cells hold segments that end before the query's window, so a later token changes
+no bit of an earlier output. No tensor has n x n elements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import log2, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from domainkit.nets.dense import dense, dense_backward
+
 SINKS = 16
-BLOCK = 256
-SEGMENTS = (64 * BLOCK, 8), (8 * BLOCK, 2), (BLOCK, 2)  # keys of a segment and of its cells; each a part of the former
-KEYS = 128
+BLOCK = 128
+WINDOW = 4 * BLOCK
+SEGMENTS = (
+    (128 * BLOCK, 16),
+    (16 * BLOCK, 2),
+    (BLOCK, 1),
+)  # keys of a segment and of its cells; each a part of the former
+KEYS = 64
 STEPS = 2  # of the power iteration that finds a direction; more find no better cells
 BINS = 8  # for each cell to take; of a bin one cell at most is taken (Chern et al. 2022, arXiv 2206.14286)
-TILE = 64  # tokens that are worked on at once; a part of BLOCK
-TOGETHER = 4  # key heads that are
+SHIFT = 13  # more bins than that, so that cells of one place in their segments do not share a bin
+ABOVE = 8.0  # nats that scores are moved by, so that nearly all are positive
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+TOGETHER = 4  # key heads that are worked on at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, documents: Tensor | None = None,
@@ -149,7 +159,7 @@ class Level:
     """Where the keys of all complete segments of one size are found."""
 
     members: Tensor  # (key heads, cells, keys of a cell) int64: their positions
-    means: Tensor  # (key heads, width + 2, cells), two rows of ones below
+    means: Tensor  # (key heads, cells, width + 2), two columns of ones at the end
 
 
 @torch.no_grad()
@@ -166,10 +176,10 @@ def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) ->
         cells = _cells(new.reshape(-1, size, rest.shape[2]), cell)
         means = pad(new.flatten(0, 1)[cells].mean(1), (0, 2), value=1.0).to(scored_in).unflatten(0, (len(keys), -1))
         members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
-        level = Level(members, means.transpose(1, 2).contiguous())
+        level = Level(members, means)
         if known:
             old = known[number]
-            level = Level(torch.cat([old.members, level.members], 1), torch.cat([old.means, level.means], 2))
+            level = Level(torch.cat([old.members, level.members], 1), torch.cat([old.means, level.means], 1))
         levels.append(level if end > done or not known else known[number])
     return levels
 
@@ -206,22 +216,18 @@ def _before(position: int) -> list[tuple[int, slice]]:
     return found
 
 
-def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int) -> Tensor:
+def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int, room: _Room) -> Tensor:
     """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), as many from each level.
 
-    q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway. The score of a
-    cell is q·mean - lse, one matrix product: the lse, in two parts for short precisions, goes with the rows of ones.
+    q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway.
     """
-    dtype = levels[0].means.dtype
-    rough = -lse.to(dtype)
-    asked = torch.cat([q.to(dtype), torch.stack([rough, (-lse - rough).to(dtype)], -1)], -1)
-    parts, found = _before(position), []
+    asked, parts, found = _asked(q, lse, levels[0].means.dtype), _before(position), []
     for left in range(len(parts), 0, -1):  # from the smallest level: what it does not need, the others take
         level, cells = parts[left - 1]
-        members, means = levels[level].members[:, cells], levels[level].means[:, :, cells]
+        members, means = levels[level].members[:, cells], levels[level].means[:, cells]
         take = keys // left // members.shape[2]
         if take < members.shape[1]:
-            best = _best(asked, means, take) + _first(members, members.shape[1])[..., None]
+            best = _best(asked, means, take, room) + _first(members, members.shape[1])[..., None]
             found.append(members.flatten(0, 1)[best].flatten(2))
         else:
             found.append(members.flatten(1)[:, None].expand(-1, q.shape[1], -1))
@@ -229,22 +235,36 @@ def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys
     return torch.cat(found, 2)
 
 
-def _best(q: Tensor, means: Tensor, take: int) -> Tensor:
-    """The cells that any of the group scores highest, at most one from each bin: (key heads, tokens, take)."""
-    heads, tokens, group, _ = q.shape
-    count, bins = means.shape[2], BINS * max(take, 1)
+def _asked(q: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    """(key heads, width + 2, group, tokens): its product with a cell's mean and ones is lse + ABOVE - q·mean.
+
+    The lse goes in two parts, for short precisions.
+    """
+    lse = (lse + ABOVE).mT
+    most = lse.to(dtype)
+    return torch.cat([-q.permute(0, 3, 2, 1).to(dtype), torch.stack([most, (lse - most).to(dtype)], 1)], 1)
+
+
+def _best(asked: Tensor, means: Tensor, take: int, room: _Room) -> Tensor:
+    """The cells that any of the group scores highest, at most one from each bin: (key heads, tokens, take).
+
+    What is compared are the scores' bits as whole numbers, which order them as the scores do where these are positive,
+    and put those below 0, the best, first.
+    """
+    heads, _, group, tokens = asked.shape
+    count, bins = means.shape[1], BINS * max(take, 1) + SHIFT
     deep = -(-count // bins)
-    scores = q.new_empty(heads, tokens * group, deep * bins)
-    scores[..., count:] = torch.finfo(q.dtype).min
-    for of, asked, mean in zip(scores, q.flatten(1, 2), means, strict=True):
-        torch.mm(asked, mean, out=of[:, :count])
-    best = scores.view(heads, tokens, group, deep, bins)[:, :, 0]
-    for other in range(1, group):
-        best = torch.maximum(best, scores.view(heads, tokens, group, deep, bins)[:, :, other])
-    value, chosen = best.amax(2).topk(take, 2, sorted=False)
-    inside = best.gather(3, chosen[:, :, None].expand(-1, -1, deep, -1))
-    depth = torch.arange(deep, device=q.device, dtype=torch.float32)[:, None]
-    return torch.where(inside == value[:, :, None], depth, 0.0).amax(2).long() * bins + chosen
+    scores = room.of(asked, (heads, deep * bins, group * tokens))
+    bits = scores.view(WHOLE[scores.element_size()])
+    bits[:, count:] = torch.iinfo(bits.dtype).max
+    for of, q, mean in zip(scores, asked.flatten(2), means, strict=True):
+        torch.mm(mean, q, out=of[:count])
+    best = bits.view(heads, deep, bins, group, tokens).amin(3)
+    value, chosen = best.amin(1).mT.contiguous().topk(take, 2, largest=False, sorted=False)
+    value, chosen = value.mT, chosen.mT
+    inside = best.gather(2, chosen[:, None].expand(-1, deep, -1, -1)) == value[:, None]
+    depth = torch.arange(deep, dtype=torch.int16, device=asked.device)[:, None, None]
+    return (torch.where(inside, depth, 0).amax(1) * bins + chosen).mT
 
 
 class _Attention(torch.autograd.Function):
@@ -255,78 +275,63 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, levels: Sequence[Level], keys: int) -> Tensor:
         first = k.shape[1] - q.shape[1]
         out, lse = q.new_empty(*q.shape[:3], v.shape[2]), q.new_empty(q.shape[:3], dtype=torch.float32)
-        picks, far = list[Tensor](), _Far(k, v, keys)
+        picks, far, room = list[Tensor](), _Far(k, v, keys), _Room()
         for start, end, near in _tiles(first, k.shape[1]):
             rows = slice(start - first, end - first)
             asked = q[:, rows] * scale
-            scores = _near(asked, _both(k, near, end))
-            most = scores.amax(3)
-            shares = scores.sub_(most[..., None]).exp_()
-            total = shares.sum(3)
-            got = torch.bmm(shares.flatten(1, 2).to(v.dtype), _both(v, near, end)).float().view(*total.shape, -1)
+            got, sums = dense(asked, _both(k, near, end), _both(v, near, end))
             picked = torch.empty(0)
             if keys and near > SINKS:
-                picked = _choose(asked, most + total.log(), levels, near, keys)
+                picked = _choose(asked, sums, levels, near, keys, room)
                 _, kg, vg = far.of(picked)
-                scores = torch.bmm(asked.flatten(0, 1), kg.transpose(1, 2)).float().view(*total.shape, -1)
-                over = torch.maximum(scores.amax(3), most)
-                shares = scores.sub_(over[..., None]).exp_()
-                less = (most - over).exp_()
-                got.mul_(less[..., None]).add_(torch.bmm(shares.flatten(0, 1).to(v.dtype), vg).view_as(got))
-                total, most = total * less + shares.sum(3), over
+                scores = torch.bmm(asked.flatten(0, 1), kg.mT).float().view(*sums.shape, -1)
+                most = torch.maximum(scores.amax(3), sums)
+                shares = scores.sub_(most[..., None]).exp_()
+                near_share = (sums - most).exp_()
+                total = shares.sum(3).add_(near_share)
+                read = torch.bmm(shares.flatten(0, 1).to(v.dtype), vg).view_as(got)
+                got = torch.addcmul(read, got, near_share[..., None].to(got.dtype)).div_(total[..., None])
+                sums = total.log_().add_(most)
             picks.append(picked)
-            out[:, rows] = got.div_(total[..., None])
-            lse[:, rows] = most + total.log()
+            out[:, rows], lse[:, rows] = got, sums
         ctx.save_for_backward(q, k, v, out, lse, *picks)
         ctx.rest = scale, keys
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """By the sums that the forward pass kept (FlashAttention, Dao et al. 2022, arXiv 2205.14135)."""
+        """By the sums that the forward pass kept."""
         q, k, v, out, lse, *picks = ctx.saved_tensors
         scale, keys = ctx.rest
         first, far, dq = k.shape[1] - q.shape[1], _Far(k, v, keys), torch.empty_like(q)
         dk, dv = (torch.zeros(of.shape, device=of.device) for of in (k, v))
         for (start, end, near), picked in zip(_tiles(first, k.shape[1]), picks, strict=True):
             rows = slice(start - first, end - first)
-            asked, g, sums = q[:, rows] * scale, grad[:, rows].contiguous(), lse[:, rows][..., None]
-            drift = (g.float() * out[:, rows].float()).sum(-1, keepdim=True)  # (key heads, tokens, group, 1)
-            kn, vn = _both(k, near, end), _both(v, near, end)
-            shares = _near(asked, kn).sub_(sums).exp_()
-            moves = torch.bmm(g.flatten(1, 2), vn.transpose(1, 2)).float().view_as(shares).sub_(drift).mul_(shares)
-            moves, shares = (of.flatten(1, 2).to(q.dtype) for of in (moves, shares))
-            dq[:, rows] = torch.bmm(moves, kn).view_as(asked)
-            _add(dk, near, end, torch.bmm(moves.transpose(1, 2), asked.flatten(1, 2)))
-            _add(dv, near, end, torch.bmm(shares.transpose(1, 2), g.flatten(1, 2)))
+            asked, g, o, sums = q[:, rows] * scale, grad[:, rows].contiguous(), out[:, rows], lse[:, rows]
+            to_q, to_k, to_v = dense_backward(g, asked, _both(k, near, end), _both(v, near, end), o, sums)
+            dq[:, rows] = to_q
+            _add(dk, near, end, to_k)
+            _add(dv, near, end, to_v)
             if picked.numel():
                 ids, kg, vg = far.of(picked)
-                asked, g, sums, drift = (of.flatten(0, 1) for of in (asked, g, sums, drift))
-                shares = torch.bmm(asked, kg.transpose(1, 2)).float().sub_(sums).exp_()
-                moves = torch.bmm(g, vg.transpose(1, 2)).float().sub_(drift).mul_(shares)
+                drift = (g.float() * o.float()).sum(-1, keepdim=True).flatten(0, 1)
+                asked, g, sums = asked.flatten(0, 1), g.flatten(0, 1), sums.flatten(0, 1)[..., None]
+                shares = torch.bmm(asked, kg.mT).float().sub_(sums).exp_()
+                moves = torch.bmm(g, vg.mT).float().sub_(drift).mul_(shares)
                 moves, shares = moves.to(q.dtype), shares.to(q.dtype)
-                dq[:, rows] += torch.bmm(moves, kg).view_as(dq[:, rows])
-                dk.flatten(0, 1).index_add_(0, ids, torch.bmm(moves.transpose(1, 2), asked).flatten(0, 1).float())
-                dv.flatten(0, 1).index_add_(0, ids, torch.bmm(shares.transpose(1, 2), g).flatten(0, 1).float())
+                dq[:, rows] += torch.bmm(moves, kg).view_as(to_q)
+                dk.flatten(0, 1).index_add_(0, ids, torch.bmm(moves.mT, asked).flatten(0, 1).float())
+                dv.flatten(0, 1).index_add_(0, ids, torch.bmm(shares.mT, g).flatten(0, 1).float())
         return dq.mul_(scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
 def _tiles(first: int, tokens: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, where the block before its own starts) of each tile of queries."""
+    """(start, end, where the window before its block starts) of the queries of each block."""
     start = first
     while start < tokens:
-        number = max(start - SINKS, 0) // TILE
-        end = min(SINKS + (number + 1) * TILE, tokens)
-        yield start, end, SINKS + max(number * TILE // BLOCK - 1, 0) * BLOCK
-        start = end
-
-
-def _near(q: Tensor, k: Tensor) -> Tensor:
-    """Scores (key heads, tokens, group, keys) float32, causal: the tile's own tokens are the last of k."""
-    scores = torch.bmm(q.flatten(1, 2), k.transpose(1, 2)).float().view(*q.shape[:3], -1)
-    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=k.device).triu_(1)
-    scores[..., -q.shape[1] :].masked_fill_(later[:, None], torch.finfo(torch.float32).min)
-    return scores
+        block = SINKS + max(start - SINKS, 0) // BLOCK * BLOCK
+        yield start, min(block + BLOCK, tokens), max(block - WINDOW, SINKS)
+        start = block + BLOCK
 
 
 def _both(of: Tensor, near: int, end: int) -> Tensor:
@@ -345,7 +350,7 @@ class _Far:
     """Gathers keys and values into room that is used again: fresh memory costs more than the copy."""
 
     def __init__(self, k: Tensor, v: Tensor, keys: int) -> None:
-        rows = len(k) * TILE * min(keys, k.shape[1])
+        rows = len(k) * BLOCK * min(keys, k.shape[1])
         self.first = _first(k, k.shape[1])[..., None]
         self.sides = [(of.detach().flatten(0, 1), of.new_empty(rows, of.shape[2])) for of in (k, v)]
 
@@ -355,3 +360,16 @@ class _Far:
         ids, shape = (picked + self.first).flatten(), (-1, picked.shape[2])
         kg, vg = (torch.index_select(of, 0, ids, out=room[: len(ids)]).unflatten(0, shape) for of, room in self.sides)
         return ids, kg, vg
+
+
+class _Room:
+    """Memory that is used again and again: fresh memory costs more than what is done in it."""
+
+    def __init__(self) -> None:
+        self.held = torch.empty(0)
+
+    def of(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        size = prod(shape)
+        if self.held.numel() < size:
+            self.held = like.new_empty(size)
+        return self.held[:size].view(shape)

@@ -15,7 +15,7 @@ from domainkit.model.base import load_base
 from domainkit.nets import lsh
 from tests.tiny import FAMILIES, make_base
 
-TOKENS = 110  # fewer than lsh.KEYS, so that all are read
+TOKENS = 88  # so few that LSH reads all of them
 WINDOWED = "mistral"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shape of the keys of each call of LSH. Three tokens are long here, and blocks and segments small."""
     monkeypatch.setattr(attention, "CROSSOVER", {"cpu": 3, "cuda": 3})
-    for name, value in {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8}.items():
+    for name, value in {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}.items():
         monkeypatch.setattr(lsh, name, value)
     seen: list[torch.Size] = []
 
@@ -105,7 +105,7 @@ def test_a_cache_filled_in_parts(model: PreTrainedModel, both: Any, padding: int
     model.set_attn_implementation("lsh")
     cache, found, end = DynamicCache(config=model.config), [], 0
     with torch.no_grad():
-        for part in ids().split([70, 30, 1, 1, 8], 1):
+        for part in ids().split([70, 10, 1, 1, 6], 1):
             end += part.shape[1]
             given = {"input_ids": part, "attention_mask": mask[:, :end]}
             found.append(model(**given, past_key_values=cache, use_cache=True).logits)
@@ -120,11 +120,11 @@ def test_a_text_that_grows_is_not_hashed_anew(
     model.set_attn_implementation("lsh")
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        for part in ids().split([100, *[1] * 10], 1):
+        for part in ids().split([TOKENS - 10, *[1] * 10], 1):
             model(input_ids=part, past_key_values=cache, use_cache=True)
     layers = 0 if model.config.model_type == WINDOWED else model.config.num_hidden_layers
     assert len(calls) == 11 * layers
-    assert sum(seen) == sum(of[1] for of in calls[:layers]) * (6 + 1)  # segments of 16 and of 64 tokens
+    assert sum(seen) == sum(of[1] for of in calls[:layers]) * (10 + 5 + 1)  # segments of 8, 16 and 64 tokens
 
 
 def test_what_is_not_causal_is_dense(model: PreTrainedModel, both: Any, calls: list[torch.Size]) -> None:

@@ -17,7 +17,7 @@ from domainkit.nets import lsh
 from domainkit.nets.lsh import attend
 
 SCALE = 0.3
-SMALL = {"SINKS": 2, "BLOCK": 16, "SEGMENTS": ((64, 4), (16, 2)), "TILE": 8, "TOGETHER": 1}
+SMALL = {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1)), "TOGETHER": 1}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,7 +107,9 @@ def test_an_index_is_extended_not_built_anew(monkeypatch: pytest.MonkeyPatch) ->
         found.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], SCALE, keys=16, index=index))
         start = end
     torch.testing.assert_close(torch.cat(found, 2), whole)
-    assert sum(seen) == 2 * 2 * (398 // 16 * 16 + 398 // 64 * 64)  # rows, key heads: each key once for each size
+    assert sum(seen) == 2 * 2 * (
+        398 // 8 * 8 + 398 // 16 * 16 + 398 // 64 * 64
+    )  # rows, key heads: each key once for each size
 
 
 @pytest.mark.usefixtures("small")
@@ -159,7 +161,7 @@ def test_what_is_far_back_is_found() -> None:
 
 
 def test_each_key_far_back_stands_in_one_cell() -> None:
-    position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 256
+    position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 128
     levels = lsh.hashed(torch.randn(2, position + 100, 4), torch.float32)
     found = torch.cat([levels[level].members[:, cells].flatten(1) for level, cells in lsh._before(position)], 1)
     for head in found:

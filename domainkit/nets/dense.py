@@ -1,0 +1,82 @@
+"""Causal dense attention of a stretch of tokens that also tells the sums of its softmax.
+
+With them it can be joined with attention to other keys: under one softmax the shares of two sets are weighed by their
+sums, and the backward pass of one set needs the output and the sums of both, nothing else (FlashAttention, Dao et al.
+2022, arXiv 2205.14135). On a CPU this is torch's own flash kernel, elsewhere plain products.
+
+Shapes, throughout: q (key heads, tokens, group, width), scaled, whose tokens are the last of those of k (key heads,
+keys, width) and v (key heads, keys, value width); the widths may differ. Sums are logarithms, float32, of shape (key
+heads, tokens, group).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(key heads, tokens, group, value width), and the sums."""
+    if q.device.type != "cpu":
+        return _dense(q, k, v)
+    width = max(k.shape[2], v.shape[2])
+    given = _wide(q, width).transpose(1, 2), *(_each(_wide(of, width), q.shape[2]) for of in (k, v))
+    out, sums = _FLASH(*given, attn_mask=_causal(q, k), scale=1.0)
+    return out[..., : v.shape[2]].transpose(1, 2), sums.float().mT
+
+
+def dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, ...]:
+    """What of the gradients of q, k and v goes through these keys; out and sums: of everything that was read."""
+    if q.device.type != "cpu":
+        return _dense_backward(grad, q, k, v, out, sums)
+    width = max(k.shape[2], v.shape[2])
+    given = _wide(q, width).transpose(1, 2), *(_each(_wide(of, width), q.shape[2]) for of in (k, v))
+    known = _wide(out, width).transpose(1, 2), sums.mT.contiguous().to(torch.promote_types(q.dtype, torch.float32))
+    moved = _FLASH_BACKWARD(_wide(grad, width).transpose(1, 2), *given, *known, 0.0, False,
+                            attn_mask=_causal(q, k), scale=1.0)  # fmt: skip
+    to_q, to_k, to_v = moved[0].transpose(1, 2), moved[1].sum(1), moved[2].sum(1)
+    return to_q[..., : k.shape[2]], to_k[..., : k.shape[2]], to_v[..., : v.shape[2]]
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k)
+    sums = scores.logsumexp(2)
+    out = torch.bmm((scores - sums[..., None]).exp().to(v.dtype), v)
+    return out.unflatten(1, q.shape[1:3]), sums.unflatten(1, q.shape[1:3])
+
+
+def _dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, ...]:
+    drift = (grad.float() * out.float()).sum(-1).flatten(1)[..., None]
+    shares = (_scores(q, k) - sums.flatten(1)[..., None]).exp()
+    moves = (torch.bmm(grad.flatten(1, 2), v.mT).float() - drift) * shares
+    moves, shares = moves.to(q.dtype), shares.to(q.dtype)
+    to_q = torch.bmm(moves, k).unflatten(1, q.shape[1:3])
+    return to_q, torch.bmm(moves.mT, q.flatten(1, 2)), torch.bmm(shares.mT, grad.flatten(1, 2))
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """(key heads, tokens * group, keys), float32"""
+    mask = _causal(q, k).float().repeat_interleave(q.shape[2], 0)
+    return torch.bmm(q.flatten(1, 2), k.mT).float() + mask
+
+
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """(tokens, keys): 0, or -inf for keys that come later."""
+    tokens = q.shape[1]
+    mask = q.new_zeros(tokens, k.shape[1])
+    mask[:, -tokens:].masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
+    return mask
+
+
+def _each(of: Tensor, group: int) -> Tensor:
+    """The same for every query head: (key heads, group, keys, width), nothing copied."""
+    return of[:, None].expand(-1, group, -1, -1)
+
+
+def _wide(of: Tensor, width: int) -> Tensor:
+    """Zeros added, since the kernel knows one width only."""
+    return of if of.shape[-1] == width else pad(of, (0, width - of.shape[-1]))

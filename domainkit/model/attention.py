@@ -18,11 +18,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from domainkit.model.crossover import AT, crossover
 from domainkit.nets.lsh import Index, attend
 
 NAME = "lsh"
 _indexes: WeakKeyDictionary[nn.Module, Index] = WeakKeyDictionary()  # of each layer's last text, which may grow
-CROSSOVER = {"cpu": 16384, "cuda": 16384}  # tokens from which LSH is the faster one, by device
 
 
 def register() -> None:
@@ -32,7 +32,8 @@ def register() -> None:
 
 
 def _short(tokens: int, device: torch.device | str) -> bool:
-    return tokens < CROSSOVER.get(torch.device(device).type, CROSSOVER["cuda"])
+    kind = torch.device(device).type
+    return tokens < AT or tokens < crossover(kind, scored_in(kind))
 
 
 def _mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shape of the keys of each call of LSH. Three tokens are long here, and blocks and segments small."""
-    monkeypatch.setattr(attention, "CROSSOVER", {"cpu": 3, "cuda": 3})
+    monkeypatch.setattr(attention, "_short", lambda tokens, device: tokens < 3)
     for name, value in {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}.items():
         monkeypatch.setattr(lsh, name, value)
     seen: list[torch.Size] = []
@@ -137,7 +137,7 @@ def test_what_is_not_causal_is_dense(model: PreTrainedModel, both: Any, calls: l
 def test_short_inputs_take_the_dense_kernel(
     both: Any, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "CROSSOVER", {"cpu": TOKENS + 1, "cuda": TOKENS + 1})
+    monkeypatch.setattr(attention, "_short", lambda tokens, device: tokens <= TOKENS)
     dense, found = both(input_ids=ids())
     assert torch.equal(found, dense)
     assert not calls

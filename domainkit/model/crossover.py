@@ -1,0 +1,73 @@
+"""From which length on LSH attention is faster than dense attention: measured once on each device, then known.
+
+Of dense attention the time grows with the square of the length, of LSH attention it hardly grows faster than the length
+itself. So one measurement at one length tells where they meet.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from domainkit.assets import cache_dir
+from domainkit.files import write_text
+from domainkit.nets.lsh import attend
+from domainkit.types import UserError
+
+AT = 8192  # tokens; nothing shorter is worth LSH
+LONGEST = 131072  # tokens that take LSH on any device: what dense attention costs there, nobody waits for
+
+
+@cache
+def crossover(device: str, scored_in: torch.dtype) -> int:
+    """Tokens, from AT to LONGEST. Measuring takes a second or two; what was measured lies in the user's cache."""
+    path = _path(device)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(path.read_text())["tokens"])
+    tokens = measure(device, scored_in)
+    with suppress(UserError):  # a cache that cannot be written: measured again next time
+        write_text(path, json.dumps({"tokens": tokens}) + "\n")
+    return tokens
+
+
+def _path(device: str) -> Path:
+    """Another processor, or another number of threads, is another device."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{device} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+    return cache_dir() / "crossover" / f"{name.lower().replace(' ', '-').replace('/', '-')}.json"
+
+
+@torch.no_grad()
+def measure(device: str, scored_in: torch.dtype) -> int:
+    """By one key head of width 64 with three query heads."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, AT, 64, generator=g).to(device) for heads in (3, 1, 1))
+    dense = _seconds(lambda: scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125, enable_gqa=True))
+    lsh = _seconds(lambda: attend(q, k, v, 0.125, scored_in=scored_in))
+    return meeting(dense, lsh)
+
+
+def meeting(dense: float, lsh: float) -> int:
+    """Where both take the same time, of the seconds that they took for AT tokens."""
+    return max(AT, min(LONGEST, round(AT * lsh / dense)))
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The median of three, after one that does not count."""
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        float(work()[0, 0, -1, 0])  # on a GPU this waits for it
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:])

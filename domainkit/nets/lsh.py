@@ -42,13 +42,9 @@ from torch.nn.functional import normalize, pad
 from domainkit.nets.dense import dense, dense_backward
 
 SINKS = 16
-BLOCK = 128
-WINDOW = 4 * BLOCK
-SEGMENTS = (
-    (128 * BLOCK, 16),
-    (16 * BLOCK, 2),
-    (BLOCK, 1),
-)  # keys of a segment and of its cells; each a part of the former
+BLOCK = 256
+WINDOW = 2 * BLOCK
+SEGMENTS = (64 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
 KEYS = 64
 STEPS = 2  # of the power iteration that finds a direction; more find no better cells
 BINS = 8  # for each cell to take; of a bin one cell at most is taken (Chern et al. 2022, arXiv 2206.14286)

@@ -161,7 +161,7 @@ def test_what_is_far_back_is_found() -> None:
 
 
 def test_each_key_far_back_stands_in_one_cell() -> None:
-    position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 128
+    position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 256
     levels = lsh.hashed(torch.randn(2, position + 100, 4), torch.float32)
     found = torch.cat([levels[level].members[:, cells].flatten(1) for level, cells in lsh._before(position)], 1)
     for head in found:

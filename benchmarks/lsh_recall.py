@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--text", choices=NAMES, default="fed")
     parser.add_argument("--length", type=int, default=TEXT, help="tokens")
     parser.add_argument("--keys", type=int, nargs="+", default=[lsh.KEYS // 2, lsh.KEYS, lsh.KEYS * 2])
-    parser.add_argument("--positions", type=int, default=64)
+    parser.add_argument("--positions", type=int, default=32)
     args = parser.parse_args()
     load = [os.getloadavg()[0]]
     base = load_base("smollm2-135m", bits=32)

@@ -39,3 +39,10 @@ bench: setup
 	$(PY) benchmarks/adaptation.py long
 	$(PY) benchmarks/linking.py
 	$(PY) benchmarks/medical.py default
+	$(PY) benchmarks/lsh_time.py group
+	$(PY) benchmarks/lsh_time.py layer
+	$(PY) benchmarks/lsh_time.py base
+	$(PY) benchmarks/lsh_attention.py perplexity --lengths 8192 16384 32768
+	$(PY) benchmarks/lsh_attention.py copy --lengths 4096 8192 16384 32768 65536
+	$(PY) benchmarks/lsh_attention.py four-bit
+	$(PY) benchmarks/lsh_recall.py

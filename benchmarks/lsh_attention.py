@@ -1,204 +1,116 @@
-"""What LSH attention costs and keeps beside dense attention, and beside a window with as many keys.
+"""What LSH attention keeps of the embedded base's quality, beside a window that reads as many keys.
 
-    python benchmarks/lsh_attention.py time          # seconds and memory by length, of one key head with three queries'
-    python benchmarks/lsh_attention.py perplexity    # of the embedded base on texts of 8,192 tokens, every layer LSH
-    python benchmarks/lsh_attention.py copy          # loss on a passage that stood at the start of the text before
+    python benchmarks/lsh_attention.py perplexity                        # on held-out texts, every layer attending so
+    python benchmarks/lsh_attention.py perplexity --lengths 16384 32768  # beyond 8,192 by YaRN, all sides alike
+    python benchmarks/lsh_attention.py copy --lengths 4096 8192          # on a passage that began the text and ends it
+    python benchmarks/lsh_attention.py four-bit                          # {dense, LSH} x {float32, NF4}, with
+    python benchmarks/lsh_attention.py four-bit --runs RUN RUN …         # what the reports of finished runs say
 
-`time` takes the queries and keys that the base itself has in a middle layer (repeated beyond its 8,192 positions, with
-noise). Settings were chosen on other texts than those of `perplexity` and `copy`.
+One result file for each profile and length. `over dense` is how much more the perplexity is than that of dense
+attention (0.01: 1 %). Time and memory: lsh_time.py; which keys are found: lsh_recall.py; docs/attention.md shows all.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import multiprocessing
 import os
-import pydoc
-import resource
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from math import exp
+from pathlib import Path
 from typing import Any
 
-import torch
 from machine import write_results
+from texts import NAMES, TEXT, copies, texts
 from torch import Tensor
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from ways import Way, attending, ways
 
-from domainkit.assets import ROOT
-from domainkit.model.attention import scored_in
 from domainkit.model.base import Base, load_base
 from domainkit.nets import lsh
 
-LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
-BACKWARD = 32768  # longest text whose backward pass is timed
-DENSE = 65536  # longest text that dense attention is timed on; beyond, four times as long for twice the text
-TEXT = 8192
-PASSAGE = 1024  # tokens that are copied
-MODULES = ("logging", "unittest.mock", "decimal", "tarfile")
-FILES = ("fed", "cfpb", "statutes-finance", "general-en")
-LAYER = 12
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("profile", choices=("time", "perplexity", "copy"), nargs="?", default="time")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--keys", type=int, nargs="+", default=[lsh.KEYS])
+    parser.add_argument("profile", choices=("perplexity", "copy", "four-bit"), nargs="?", default="perplexity")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[TEXT], help="tokens")
+    parser.add_argument("--keys", type=int, nargs="+", default=[lsh.KEYS // 2, lsh.KEYS, lsh.KEYS * 2])
+    parser.add_argument("--texts", nargs="+", choices=NAMES, default=tuple(NAMES))
+    parser.add_argument("--dense-up-to", type=int, default=2**15, help="the longest text of dense attention")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="of `four-bit`: finished runs to compare")
     args = parser.parse_args()
-    load = [os.getloadavg()[0]]
-    base = load_base("smollm2-135m", bits=32)
-    if args.profile == "time":
-        held = states(base)
-        results = [timed(*lengthened(held, n), keys) for n in args.lengths for keys in args.keys]
+    runs = [row for run in args.runs for row in scores(run)]
+    for tokens in args.lengths:
+        load = [os.getloadavg()[0]]
+        if args.profile == "four-bit":
+            rows, more = list(four_bits(tokens, args.texts)), {"runs": runs}
+        else:
+            base, more = load_base("smollm2-135m", bits=32), {}
+            sides = [way for way in ways(args.keys) if way.keys is not None or tokens <= args.dense_up_to]
+            given = _given(args.profile, base, tokens, args.texts)
+            rows = [row for found in given for row in quality(base, sides, *found)]
+        load.append(os.getloadavg()[0])
+        print(write_results(f"lsh_attention-{args.profile}-{tokens}", rows, means=means(rows), **more, load=load))
+
+
+def _given(profile: str, base: Base, tokens: int, names: Sequence[str]) -> Iterator[tuple[str, Tensor, slice]]:
+    """Name and ids (1, tokens) of each text, and which of its losses count."""
+    if profile == "copy":
+        yield from ((name, *found) for name, found in copies(base, tokens, names).items())
     else:
-        found = texts(base) if args.profile == "perplexity" else copies(base)
-        results = [
-            quality(base, name, ids, scored, keys) for name, (ids, scored) in found.items() for keys in args.keys
-        ]
-    changes = {
-        f"{name}, {keys} keys": round(statistics.mean(r[name] for r in results if r["keys"] == keys), 4)
-        for name in ("lsh", "window")
-        for keys in args.keys
-        if args.profile != "time"
-    }
-    load.append(os.getloadavg()[0])
-    print(write_results(f"lsh_attention-{args.profile}", results, changes=changes, load=load))
+        yield from ((name, ids, slice(None)) for name, ids in texts(base, tokens, names).items())
 
 
-def ways(keys: int) -> dict[str, Callable[..., Tensor]]:
-    """Dense attention, LSH, and a window with as many keys: each of (q, k, v, scale)."""
-    return {
-        "dense": lambda *of: scaled_dot_product_attention(*of[:3], is_causal=True, scale=of[3], enable_gqa=True),
-        "lsh": lambda *of: lsh.attend(*of, keys=keys, scored_in=scored_in("cpu")),
-        "window": lambda *of: window(*of, lsh.BLOCK * 3 // 2 + keys),
-    }
+def quality(base: Base, sides: Sequence[Way], name: str, ids: Tensor, scored: slice) -> list[Row]:
+    """Loss and perplexity by each way of attending."""
+    rows: list[Row] = []
+    for way in sides:
+        loss = float(attending(base, way, ids)[scored].mean())
+        rows.append({"text": name, "tokens": ids.shape[1], "bits": base.bits, "way": way.name, "keys": way.keys,
+                     "loss": round(loss, 5), "perplexity": round(exp(loss), 3)})  # fmt: skip
+        if sides[0].keys is None:
+            rows[-1]["over dense"] = round(exp(rows[-1]["loss"] - rows[0]["loss"]) - 1, 5)
+        print(rows[-1], flush=True)
+    return rows
 
 
-def timed(q: Tensor, k: Tensor, v: Tensor, keys: int) -> dict[str, Any]:
-    """Seconds of one key head with its group of query heads; the sides take turns, the median of three counts."""
-    tokens = k.shape[2]
-    sides = ways(keys)
-    if tokens > DENSE:
-        del sides["dense"]
-    rounds = 3 if tokens <= 16384 else 1
-    found: dict[str, Any] = {"tokens": tokens, "keys": keys}
-    for what in ("forward", "forward and backward"):
-        if what != "forward" and tokens > BACKWARD:
-            continue
-        taken: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, side in sides.items():
-                given = [of.clone().requires_grad_(what != "forward") for of in (q, k, v)]
-                began = time.perf_counter()
-                out = side(*given, 0.125)
-                if what != "forward":
-                    out.sum().backward()
-                taken[name].append(time.perf_counter() - began)
-        found |= {f"{name}, {what}": round(statistics.median(of), 4) for name, of in taken.items()}
-    found["MiB over the inputs"] = in_a_process(memory, q, k, v, keys)
-    print(found)
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Over the texts: of each precision and way the mean loss, and of the changes of perplexity mean and largest."""
+    found = []
+    for kind in dict.fromkeys((row["bits"], row["way"], row["keys"]) for row in rows):
+        own = [row for row in rows if (row["bits"], row["way"], row["keys"]) == kind]
+        mean = dict(zip(("bits", "way", "keys"), kind, strict=True)) | {"texts": len(own)}
+        mean["loss"] = round(statistics.mean(row["loss"] for row in own), 5)
+        for key in [key for key in own[0] if key.startswith("over")]:
+            mean[key] = round(statistics.mean(row[key] for row in own), 5)
+            mean[f"{key}, at most"] = max(row[key] for row in own)
+        found.append(mean)
     return found
 
 
-def memory(q: Tensor, k: Tensor, v: Tensor, keys: int) -> float:
-    """MiB that a forward pass takes beyond what is held already, output included."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with torch.no_grad():
-        ways(keys)["lsh"](q, k, v, 0.125)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def four_bits(tokens: int, names: Sequence[str]) -> Iterator[Row]:
+    """Dense attention and LSH on the base in float32 and in NF4, all beside dense attention in float32."""
+    beside: dict[str, float] = {}
+    for bits in (32, 4):
+        base = load_base("smollm2-135m", bits=bits)
+        for name, ids in texts(base, tokens, names).items():
+            for row in quality(base, [Way("dense"), Way("lsh", lsh.KEYS)], name, ids, slice(None)):
+                row["over float32 and dense"] = round(exp(row["loss"] - beside.setdefault(name, row["loss"])) - 1, 5)
+                yield row
 
 
-def in_a_process(work: Callable[..., float], *args: Any) -> float:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return round(pool.apply(work, args))
-
-
-def window(q: Tensor, k: Tensor, v: Tensor, scale: float, size: int) -> Tensor:
-    """Exact attention to the sinks and the last `size` tokens."""
-    tokens, outs = k.shape[2], []
-    for start in range(0, tokens, 512):
-        end, near = min(start + 512, tokens), max(start - size + 1, 0)
-        kept = torch.cat([torch.arange(min(lsh.SINKS, near)), torch.arange(near, end)])
-        own = torch.arange(start, end)[:, None]
-        seen = (kept <= own) & ((kept > own - size) | (kept < lsh.SINKS))
-        outs.append(scaled_dot_product_attention(q[:, :, start:end], k[:, :, kept], v[:, :, kept], attn_mask=seen,
-                                                 scale=scale, enable_gqa=True))  # fmt: skip
-    return torch.cat(outs, 2)
-
-
-def states(base: Base) -> list[Tensor]:
-    """Queries (1, 3, TEXT, 64), keys and values (1, 1, TEXT, 64) of LAYER on a text."""
-    held: list[list[Tensor]] = []
-
-    def keep(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        held.append([q[:, :3], k[:, :1], v[:, :1]])
-        return ways(0)["dense"](q, k, v, scale)
-
-    ids, _ = next(iter(texts(base).values()))
-    attending(base, keep, ids)
-    return held[LAYER]
-
-
-def lengthened(held: list[Tensor], tokens: int) -> list[Tensor]:
-    """Repeated up to so many tokens, with noise."""
-    g = torch.Generator().manual_seed(0)
-    parts = [of.repeat(1, 1, -(-tokens // TEXT), 1)[:, :, :tokens] for of in held]
-    return [of + 0.05 * torch.randn(of.shape, generator=g) for of in parts]
-
-
-def texts(base: Base) -> dict[str, tuple[Tensor, slice]]:
-    """Ids (1, TEXT) of each text, and which losses count. Of every file its last documents."""
-    found = {
-        f"pydoc {'+'.join(MODULES)}": "".join(
-            pydoc.plain(pydoc.render_doc(importlib.import_module(m))) for m in MODULES
-        )
-    }
-    for file in FILES:
-        lines = (ROOT / f"tasks/finance/data/{file}.jsonl").read_text().splitlines()
-        found[file] = "\n".join(json.loads(line)["text"] for line in lines)[-60_000:]
-    every = {name: base.tokenizer(text)["input_ids"] for name, text in found.items()}
-    return {name: (torch.tensor([ids[:TEXT]]), slice(None)) for name, ids in every.items()}
-
-
-def copies(base: Base) -> dict[str, tuple[Tensor, slice]]:
-    """Each text begins with a passage of another, and ends with the same: how well is it said again?"""
-    every = {name: ids[0] for name, (ids, _) in texts(base).items()}
-    names, found = list(every), {}
-    for name, other in zip(names, names[1:] + names[:1], strict=True):
-        passage = every[other][4096 : 4096 + PASSAGE]
-        ids = torch.cat([passage, every[name][: TEXT - 2 * PASSAGE], passage])
-        found[f"{other} in {name}"] = (ids[None], slice(TEXT - PASSAGE + 31, None))
-    return found
-
-
-def quality(base: Base, name: str, ids: Tensor, scored: slice, keys: int) -> dict[str, Any]:
-    """Perplexity of each side, and how much more than that of dense attention it is (0.01: 1 %)."""
-    losses = {side: attending(base, way, ids)[scored].mean() for side, way in ways(keys).items()}
-    found = {"text": name, "tokens": ids.shape[1], "keys": keys}
-    found |= {f"{side}, perplexity": round(float(loss.exp()), 3) for side, loss in losses.items()}
-    found |= {side: round(float((losses[side] - losses["dense"]).exp()) - 1, 4) for side in ("lsh", "window")}
-    print(found)
-    return found
-
-
-@torch.no_grad()
-def attending(base: Base, way: Callable[..., Tensor], ids: Tensor) -> Tensor:
-    """Loss of each token but the first, nats, every layer attending in this way, one after the other."""
-
-    def how(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **rest: Any) -> Any:
-        return way(q, k, v, scaling).transpose(1, 2), None
-
-    AttentionInterface.register("measured", how)
-    AttentionMaskInterface.register("measured", lambda *args, **more: None)
-    base.model.set_attn_implementation("measured")
-    hidden = base.model.base_model(ids, use_cache=False).last_hidden_state[0]
-    base.model.set_attn_implementation("sdpa")
-    parts = zip(hidden[:-1].split(1024), ids[0, 1:].split(1024), strict=True)
-    return torch.cat([cross_entropy(base.head(states), target, reduction="none") for states, target in parts])
+def scores(run: Path) -> Iterator[Row]:
+    """Of each task of a finished run: precision, attention and scores."""
+    reports = sorted((run / "reports").glob("*.json"))
+    if not reports:
+        raise SystemExit(f"{run} has no reports/*.json: name the folder of a finished run")
+    for path in reports:
+        report: Mapping[str, Any] = json.loads(path.read_text())
+        base = report["base"]
+        values = {name: score["value"] for name, score in report["scores"].items()}
+        yield {"task": report["task"], "bits": base["bits"], "attention": base["attention"], "scores": values}
 
 
 if __name__ == "__main__":

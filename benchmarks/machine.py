@@ -31,3 +31,9 @@ def write_results(name: str, results: Any, **more: Any) -> Path:
     text = {"command": command, "machine": machine, "versions": versions(), **more, "results": results}
     write_text(path, json.dumps(text, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def read_results(name: str) -> dict[str, Any] | None:
+    """What `write_results` wrote under this name; None when it did not yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -32,8 +32,9 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ways import Way, attending, in_turns, seconds, stretch, ways
 
-from domainkit.model.attention import CROSSOVER
+from domainkit.model.attention import scored_in
 from domainkit.model.base import load_base
+from domainkit.model.crossover import crossover
 from domainkit.nets import lsh
 
 LENGTHS = {"group": tuple(2**n for n in range(11, 18)), "layer": tuple(2**n for n in range(11, 18)),
@@ -57,7 +58,7 @@ def main() -> None:
     load = [os.getloadavg()[0]]
     if args.profile == "base":
         rows = [row for bits in args.bits for n in lengths for row in of_the_base(bits, n)]
-        facts["crossover"] = CROSSOVER["cpu"]
+        facts["crossover"] = crossover("cpu", scored_in("cpu"))
     else:
         with tempfile.TemporaryDirectory() as folder:
             held = states(Path(folder), *HEADS[args.profile])

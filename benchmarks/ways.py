@@ -41,8 +41,8 @@ def ways(keys: Iterable[int]) -> list[Way]:
 
 
 def size(keys: int) -> int:
-    """Tokens of the window: LSH reads a block, on average half of the next, and the keys."""
-    return lsh.BLOCK * 3 // 2 + keys
+    """Tokens of the window: LSH reads its own, on average half of a block, and the keys."""
+    return lsh.WINDOW + lsh.BLOCK // 2 + keys
 
 
 def window(q: Tensor, k: Tensor, v: Tensor, scale: float, size: int) -> Tensor:

@@ -245,3 +245,17 @@ def test_bad_input(fault: str, message: str) -> None:
         {"key": k, "value": v}[fault][0, 1, 3, 2] = math.nan if fault == "key" else math.inf
     with pytest.raises(ValueError, match=message):
         attend(q, k, v, SCALE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_what_the_processor_gives() -> None:
+    """Where all keys are read: else rounding may choose another cell."""
+    found = []
+    for device in ("cpu", "cuda"):
+        given = [of.to(device).requires_grad_() for of in draw(3000)]
+        out = attend(*given, SCALE, keys=3000)
+        out.square().sum().backward()
+        found.append([out.detach().cpu(), *(of.grad.cpu() for of in given if of.grad is not None)])
+    for right, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, right, atol=1e-3, rtol=1e-3)

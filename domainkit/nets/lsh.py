@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log2, prod
+from math import log2, prod, sqrt
 from typing import Any
 
 import torch
@@ -213,15 +213,19 @@ def _before(position: int) -> list[tuple[int, slice]]:
 
 
 def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int, room: _Room) -> Tensor:
-    """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), as many from each level.
+    """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), from each level by the
+    square root of how many it has there.
 
     q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway.
     """
     asked, parts, found = _asked(q, lse, levels[0].means.dtype), _before(position), []
-    for left in range(len(parts), 0, -1):  # from the smallest level: what it does not need, the others take
-        level, cells = parts[left - 1]
+    roots = [sqrt((cells.stop - cells.start) * levels[level].members.shape[2]) for level, cells in parts]
+    while parts:  # from the smallest level: what it does not need, the others take
+        level, cells = parts.pop()
         members, means = levels[level].members[:, cells], levels[level].means[:, cells]
-        take = keys // left // members.shape[2]
+        share = roots[-1] / sum(roots)
+        roots.pop()
+        take = int(keys * share) // members.shape[2]
         if take < members.shape[1]:
             best = _best(asked, means, take, room) + _first(members, members.shape[1])[..., None]
             found.append(members.flatten(0, 1)[best].flatten(2))

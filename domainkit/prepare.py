@@ -75,7 +75,10 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
-    base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
+    training = domain.training
+    base = load_base(
+        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub
+    )
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)

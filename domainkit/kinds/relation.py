@@ -57,6 +57,8 @@ class Kind:
         self.name, self.settings = name, settings
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        if self.settings.adapted:
+            corpus.check_both_ways(self.name)
         learned, held = ([e for e in side if e.text.strip()] for side in corpus.sides())
         if not held or (corpus.held_out and not learned):
             raise UserError("no document is left to " + ("learn from" if held else "test on"), where=self.name,

@@ -76,6 +76,9 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
     training = domain.training
+    if training.steer and training.attention == "lsh":
+        raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
+                        where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
     base = load_base(
         request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub
     )

@@ -141,6 +141,14 @@ def test_sequences_that_no_epoch_has_room_for_are_an_error(tmp_path: Path, cache
     recipes.finetune(recipes.Request(str(domain), base=str(base), out=tmp_path / "run", overrides=(enough,)))
 
 
+def test_a_lean_and_lsh_are_not_to_be_had_together(tmp_path: Path, cache: Path) -> None:
+    """The lean's mask would be 10 GB for 100,000 tokens, and wrong over packed documents."""
+    domain = make_long(tmp_path / "long", context=256, words=150, documents=6, tokens=1000)
+    request = recipes.Request(str(domain), out=tmp_path / "run", overrides=("steer=true",))
+    with pytest.raises(UserError, match=r"tokens x tokens.*; instead: --set steer=false or --set attention=sdpa"):
+        recipes.finetune(request)
+
+
 def test_what_looks_both_ways_has_a_limit() -> None:
     Corpus("medical", {}, {}, 8192, 0).check_both_ways("ner")
     with pytest.raises(UserError, match=r"ner: context is 8193, .*; instead: --set context=8192 or less"):

@@ -16,10 +16,12 @@ import domainkit
 from domainkit import recipes
 from domainkit.data.mix import split
 from domainkit.evaluate import peak_rss_mb
+from domainkit.extract import Request, extract
 from domainkit.kinds import Corpus
 from domainkit.model import attention, bundle
 from domainkit.report import Report
 from domainkit.types import Example, UserError
+from tests.clinic import make_clinic, note
 from tests.test_recipes import WORDS, write_rows
 from tests.tiny import make_base
 
@@ -182,3 +184,19 @@ def test_a_document_of_100_000_tokens(tmp_path: Path, cache: Path, attended: lis
     assert report.scores["change_percent/long-en"].value < 0
     again = Report.read(recipes.evaluate(str(domain), run=run, out=tmp_path / "again") / "lm.json")
     assert again.scores == report.scores
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_extract_reads_a_document_of_100_000_tokens(tmp_path: Path, cache: Path) -> None:
+    clinic = make_clinic(tmp_path / "clinic")
+    text = "\n".join(note(number).text for number in range(2_500))
+    loaded = domainkit.load(clinic.run)
+    assert len(loaded.base.tokenizer(text, verbose=False)["input_ids"]) > 100_000
+    (tmp_path / "long.txt").write_text(text)
+    done = extract(Request(clinic.run, (tmp_path / "long.txt",), tmp_path / "found.jsonl"))
+    (row,) = (json.loads(line) for line in done.out.read_text().splitlines())
+    assert row["text"] == text
+    near, far = (loaded.extract([text[at : at + 300]])[0] for at in (0, len(text) - 300))
+    assert any(near.spans) == any(span["start"] < 300 for span in row["spans"])
+    assert any(far.spans) == any(span["start"] >= len(text) - 300 for span in row["spans"])

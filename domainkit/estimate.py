@@ -20,11 +20,13 @@ from domainkit.spec import Training
 RUNTIME = 0.6e9  # bytes: Python with torch, transformers and bitsandbytes loaded
 EFFICIENCY = 0.7  # of a plain matrix product's speed that a decoder layer reaches
 BACKWARD = 1.5  # frozen weights: gradients of the inputs only, plus LoRA and attention
+LONG = 45  # numbers per token and unit of width that two layers hold while they learn from one long sequence
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Rough figures; times within a factor of two on an idle machine."""
+    """Rough figures; times within a factor of two on an idle machine. Attention is not in them: to sequences of many
+    thousands of tokens it adds more than that."""
 
     sequences: Mapping[str, tuple[int, int]]  # task → train, test
     new_tokens: int  # of the glossary
@@ -62,7 +64,9 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
     top += sum(4 * vocabulary * width * tokens for name, tokens in trained.items() if not prepared[name].labels)
     resident = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60)
+    longest = max(distinct.values(), default=0)
+    working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60,
+                  longest * width * 4 * LONG)  # fmt: skip
     return Estimate(
         {n: (len(p.train), len(p.test)) for n, p in prepared.items()},
         len(base.added),

@@ -83,7 +83,9 @@ class Gazetteer:
         Labels beyond SLOTS share a bit with an earlier one.
         """
         bits = [0] * len(offsets)
-        for start, end, label in marks:
+        last = max((b for _, b in offsets), default=0)
+        first = next((a for a, b in offsets if a < b), last)
+        for start, end, label in (mark for mark in marks if mark[0] < last and mark[1] > first):
             for nth, token in enumerate(covered(start, end, text, offsets)):
                 bits[token] |= 1 << (2 * (label % SLOTS) + (nth > 0))
         return tuple(bits)

@@ -75,7 +75,13 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
-    base = load_base(request.base, bits=domain.training.bits, attention=domain.training.attention, hub=request.hub)
+    training = domain.training
+    if training.steer and training.attention == "lsh":
+        raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
+                        where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
+    base = load_base(
+        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub
+    )
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)

@@ -102,7 +102,7 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
 def export(run: Path, target: Path, *, base: str | None = None, bits: int = 32, hub: bool = False) -> Path:
     """Merge a run's adapter and glossary rows into its base: a plain Hugging Face folder. Returns `target`."""
     record = bundle.read(run)
-    loaded = load_base(base or str(record.base["name"]), bits=bits, hub=hub)
+    loaded = load_base(base or str(record.base["name"]), bits=bits, context=record.training["context"], hub=hub)
     bundle.check_base(record, loaded)
     bundle.export(run, loaded, target)
     return target

@@ -156,7 +156,10 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     folder = Path(run)
     record = bundle.read(folder)
     remembered: Any = record.base
-    loaded = load_base(base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"], hub=hub)
+    loaded = load_base(
+        base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"],
+        context=record.training["context"], hub=hub,
+    )  # fmt: skip
     bundle.check_base(record, loaded)
     loaded = bundle.restore_rows(folder, loaded, record)
     heads = {}

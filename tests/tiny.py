@@ -54,12 +54,14 @@ def make_base(
     width: int = 64,
     vocab: int = 512,
     tied: bool = True,
+    positions: int = 512,
     seed: int = 0,
 ) -> Path:
     """Write a base of `family` with random weights to `folder` and return it.
 
-    `width` is a multiple of 64, the block size of NF4. `vocab` is at least 260 (bytes and special tokens). The
-    digit splitter is on. Qwen's tokenizer has no bos token, as in the real one. Same arguments, same weights.
+    `width` is a multiple of 64, the block size of NF4. `vocab` is at least 260 (bytes and special tokens). `positions`:
+    those that the base was trained to, as it says. The digit splitter is on. Qwen's tokenizer has no bos token, as in
+    the real one. Same arguments, same weights.
     """
     tokenizer = make_tokenizer(vocab)
     bos = None if family.startswith("qwen") else tokenizer.token_to_id("<|im_start|>")
@@ -71,7 +73,7 @@ def make_base(
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": positions,
         "tie_word_embeddings": tied,
         "initializer_range": width**-0.5,  # attention and every layer then matter to the output
         "bos_token_id": bos,

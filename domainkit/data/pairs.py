@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations, permutations
 from math import log1p, log2
@@ -20,7 +20,7 @@ from domainkit.data.bio import covered
 from domainkit.data.overlaps import mentions
 from domainkit.data.signatures import Signatures, entity_labels, stated
 from domainkit.graph import MESH, ConceptGraph
-from domainkit.types import Example
+from domainkit.types import Example, Span
 from domainkit.types import Sequence as Tokens
 
 KINDS = 1024  # numbers for what a concept is a kind of; two kinds may share one
@@ -60,22 +60,31 @@ class Window(Tokens):
     pairs: Pairs = field(kw_only=True)
 
 
-def window(
-    example: Example, tokens: Tokens, asked: Signatures, *, directed: bool, graph: ConceptGraph | None
-) -> Window:
-    """A window of `example` (`data.tokens.overlapping`) with the pairs that both stand in it and may be related.
+def windows(
+    example: Example, sequences: Iterable[Tokens], asked: Signatures, *, directed: bool, graph: ConceptGraph | None
+) -> Iterator[Window]:
+    """The windows of `example` (`data.tokens.overlapping`), each with the pairs that stand in it and may be related.
 
     directed: ask for each pair both ways; otherwise once, in the order of the text.
     """
     starts = [0, *(found.end() for found in _SENTENCE.finditer(example.text))]
+    told = set(stated(example.relations))
+    told |= set() if directed else {(tail, label, head) for head, label, tail in told}
+    label = entity_labels(example)
+    named = {name: (label[name], spans) for name, spans in mentions(example).items() if label[name] in asked.entities}
+    for tokens in sequences:
+        yield _window(tokens, example.text, starts, named, told, asked, directed, graph)
+
+
+def _window(tokens: Tokens, text: str, starts: Sequence[int], named: Mapping[str, tuple[str, tuple[Span, ...]]],
+            told: Collection[tuple[str, str, str]], asked: Signatures, directed: bool,
+            graph: ConceptGraph | None) -> Window:  # fmt: skip
     sentences = np.array([bisect_right(starts, end - 1) - 1 if end > start else 0 for start, end in tokens.offsets])
-    found = _entities(example, tokens, sentences, asked.entities)
+    found = _entities(text, named, tokens, sentences, asked.entities)
     pairs = list(_asked(found, asked, directed))
     heads, tails = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
     around = _Around(found, int(sentences.max(initial=0)) + 1, graph)
     facts = np.array([around.facts(h, t) for h, t in pairs], dtype=np.float32).reshape(len(pairs), FACTS)
-    told = set(stated(example.relations))
-    told |= set() if directed else {(tail, label, head) for head, label, tail in told}
     gold = np.array(
         [[(found[h].name, r, found[t].name) in told for r in asked.relations] for h, t in pairs], dtype=bool
     )
@@ -93,16 +102,22 @@ def window(
     )  # fmt: skip
 
 
-def _entities(example: Example, tokens: Tokens, sentences: np.ndarray, labels: Sequence[str]) -> list[Entity]:
-    """The concepts with an asked label of which the window holds a mention, in the order of the text."""
-    label, found = entity_labels(example), []
-    for name, spans in mentions(example).items():
-        if label[name] in labels:
-            held = [list(covered(s.start, s.end, example.text, tokens.offsets)) for s in spans]
-            spots = tuple(dict.fromkeys((own[0], own[-1] + 1) for own in held if own))
-            if spots:
-                where = tuple(int(sentences[start]) for start, _ in spots)
-                found.append(Entity(name, labels.index(label[name]), spots, where))
+def _entities(text: str, named: Mapping[str, tuple[str, tuple[Span, ...]]], tokens: Tokens, sentences: np.ndarray,
+              labels: Sequence[str]) -> list[Entity]:  # fmt: skip
+    """The concepts of which the window holds a mention, in the order of the text.
+
+    named: concept → its label, one of `labels`, and all its mentions.
+    """
+    found = list[Entity]()
+    end = tokens.offsets[-1][1]
+    first = next((a for a, b in tokens.offsets if a < b), end)
+    for name, (label, spans) in named.items():
+        near = [s for s in spans if s.start < end and s.end > first]
+        held = [list(covered(s.start, s.end, text, tokens.offsets)) for s in near]
+        spots = tuple(dict.fromkeys((own[0], own[-1] + 1) for own in held if own))
+        if spots:
+            where = tuple(int(sentences[start]) for start, _ in spots)
+            found.append(Entity(name, labels.index(label), spots, where))
     return found
 
 

@@ -43,6 +43,15 @@ class Corpus:
     graph: ConceptGraph | None = None  # what its concepts are called, and which relations may link them
     splits: Mapping[str, str] = field(default_factory=dict)  # source name → "train" | "test", where the source says so
 
+    def check_both_ways(self, task: str) -> None:
+        """Raise UserError when sequences may be too long for a task whose tokens see each other both ways."""
+        if self.context > BOTH_WAYS:
+            raise UserError(
+                f"context is {self.context}, and every token would be compared with every other",
+                where=task,
+                instead=f"--set context={BOTH_WAYS} or less: a longer document is read in windows that overlap",
+            )
+
     def sides(self) -> tuple[list[Example], list[Example]]:
         """What to learn from and what is held out: as the sources say, else by the hash of the document."""
         learned: list[Example] = []
@@ -94,6 +103,8 @@ class Outcome:
 
 CHUNK = 32  # documents that are passed from task to task together
 ANNOTATING = ("ner", "relation", "summary")  # kinds that annotate documents; each builds on those before it
+
+BOTH_WAYS = 8192  # tokens of a sequence at most whose tokens see each other both ways: attention is dense there
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,14 @@ class Kind:
         shares = {name: value for name, value in shares.items() if value > 0}
         lengths = {name: [len(s.ids) for s in train[name]] for name in shares}
         mixed = mixture(lengths, shares, self.settings.tokens, corpus.seed)
+        asked = [name for name in domain or general if name in shares]
+        if asked and not any(mixed.tokens_per_slice[name] for name in asked):
+            least = min(min(lengths[name]) / shares[name] for name in asked)
+            raise UserError(
+                f"{self.settings.tokens:,} tokens per epoch have no room for one sequence of {' or '.join(asked)}",
+                where=self.name,
+                instead=f"--set {self.name}.tokens={math.ceil(least)} or more, or a shorter --set context=…",
+            )
         total = sum(mixed.tokens_per_slice.values())
         rows = [
             (name, f"{shares[name]:.1%}", f"{mixed.tokens_per_slice[name] / total:.1%}",

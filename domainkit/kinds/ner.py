@@ -49,6 +49,7 @@ class Kind:
         self.name, self.settings = name, settings
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        corpus.check_both_ways(self.name)
         learned, held = corpus.sides()
         labels = self._labels([*learned, *held])
         for line in strangers([*learned, *held], labels, corpus.graph):

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from domainkit.data.pairs import TOGETHER, Pairs, Window, window
+from domainkit.data.pairs import TOGETHER, Pairs, Window, windows
 from domainkit.data.signatures import Outside, Signatures, entity_labels, stated
 from domainkit.data.specific import most_specific
 from domainkit.data.tokens import overlapping
@@ -57,6 +57,8 @@ class Kind:
         self.name, self.settings = name, settings
 
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
+        if self.settings.adapted:
+            corpus.check_both_ways(self.name)
         learned, held = ([e for e in side if e.text.strip()] for side in corpus.sides())
         if not held or (corpus.held_out and not learned):
             raise UserError("no document is left to " + ("learn from" if held else "test on"), where=self.name,
@@ -97,9 +99,8 @@ class Kind:
 
     def _windows(self, e: Example, asked: Signatures, graph: ConceptGraph | None, base: Base,
                  context: int) -> Iterator[Window]:  # fmt: skip
-        windows = overlapping(e, base.tokenizer, base.prefix_id, context=context, overlap=self.settings.overlap)
-        for s in windows:
-            yield window(e, s, asked, directed=self.settings.directed, graph=graph)
+        found = overlapping(e, base.tokenizer, base.prefix_id, context=context, overlap=self.settings.overlap)
+        return windows(e, found, asked, directed=self.settings.directed, graph=graph)
 
     def head(self, base: Base, prepared: Prepared) -> nn.Module | None:
         relations, entities = _halves(prepared.labels)

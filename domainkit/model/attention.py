@@ -79,8 +79,9 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
     if sliding_window:
         found = _window(query, key, value, scale, sliding_window, attention_mask)
     else:
+        grows = rest.get("use_cache", True) and not torch.is_grad_enabled()  # a text that does not leaves no index
         found = attend(query, key, value, scale, documents=attention_mask, scored_in=scored_in(query.device.type),
-                       index=None if torch.is_grad_enabled() else _indexes.setdefault(module, Index()))  # fmt: skip
+                       index=_indexes.setdefault(module, Index()) if grows else None)  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 
 

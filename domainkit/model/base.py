@@ -14,13 +14,19 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from domainkit.assets import cache_dir
 from domainkit.files import explain, sync
 from domainkit.model import attention as lsh
-from domainkit.model import gguf
+from domainkit.model import gguf, positions
 from domainkit.model.folder import (
     MANIFEST,
     check_ids,
@@ -55,13 +61,15 @@ class Base:
     added: tuple[int, ...] = ()  # ids of glossary tokens, whose rows are not the base's own
     plain: PreTrainedTokenizerFast | None = None  # the base's own tokenizer, where `tokenizer` knows glossary tokens
     rows: str = ""  # fingerprint of those rows
+    positions: str = ""  # how they were stretched, such as "8192 x 4 by YaRN"; "": as they were trained
 
     @property
     def facts(self) -> dict[str, Any]:
         """What reports and records say of it."""
         precision = str(self.compute).removeprefix("torch.")
-        return {"name": self.name, "sha256": self.sha256, "bits": self.bits, "attention": self.attention,
-                "compute": precision}  # fmt: skip
+        facts = {"name": self.name, "sha256": self.sha256, "bits": self.bits, "attention": self.attention,
+                 "compute": precision}  # fmt: skip
+        return facts | ({"positions": self.positions} if self.positions else {})
 
     @property
     def tied(self) -> bool:
@@ -136,18 +144,19 @@ class Entry:
     sha256: str  # fingerprint
 
 
-def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: bool = False) -> Base:
+def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False) -> Base:
     """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
 
     `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
     computed in bfloat16 on a GPU or CPU that is fast at it, else in float32. Only `nn.Linear` layers are quantized:
     embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
     model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
-    AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`).
+    AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
+    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`).
 
-    Raises UserError: unknown bits or attention; no such base; pickled, missing or damaged weights; a missing
-    tokenizer; code from the author needed; not a decoder. Never runs code from the folder, and never goes to
-    the network unless `hub` is true.
+    Raises UserError: unknown bits or attention; positions that cannot be stretched; no such base; pickled, missing or
+    damaged weights; a missing tokenizer; code from the author needed; not a decoder. Never runs code from the folder,
+    and never goes to the network unless `hub` is true.
     """
     if bits not in BITS:
         raise UserError(f"bits must be 4, 8, 16 or 32, not {bits!r}", where="bits")
@@ -159,10 +168,14 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", hub: 
     inspect(path)
     tokenizer = read_tokenizer(path)
     dtype, compute = _precision(bits)
-    model = _model(path, bits, attention, dtype, compute)
+    config, stretched = _config(path, context)
+    model = _model(path, bits, attention, dtype, compute, config if stretched else None)
+    if stretched:
+        positions.check(model, context, where=path)
+        say(f"{name} reads {context:,} tokens at once: positions {stretched}")
     model.eval().requires_grad_(False)
     _keep_plain_kernels(model)
-    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute)
+    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute, positions=stretched)
     base.layers()  # refuses a decoder of unknown build now, not after an hour
     return base
 
@@ -293,7 +306,18 @@ def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.bfloat16 if quick else dtype
 
 
-def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: torch.dtype) -> PreTrainedModel:
+def _config(path: Path, context: int) -> tuple[Any, str]:
+    """The decoder's configuration, fit for sequences of `context` tokens, and what was done to its positions."""
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot read config.json: {first_line(error)}", where=path) from error
+        return config, positions.stretch(config, context, where=path)
+
+
+def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: torch.dtype,
+           config: Any = None) -> PreTrainedModel:  # fmt: skip
     quantization = None
     if bits == 4:
         quantization = BitsAndBytesConfig(
@@ -308,6 +332,7 @@ def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: t
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
+                config=config,
                 dtype=dtype,
                 attn_implementation=attention,
                 quantization_config=quantization,

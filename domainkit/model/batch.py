@@ -73,10 +73,10 @@ def collate(batch: Sequence[Row], activations: Callable[[str], np.ndarray]) -> B
     for r, row in enumerate(batch):
         start = 0
         for s in row:
-            values = torch.from_numpy(np.asarray(activations(s.digest), dtype=np.float32))
+            values = activations(s.digest)
             if hidden is None:
-                hidden = values.new_zeros(len(batch), longest, values.shape[1])
-            hidden[r, start : start + len(s.ids)] = values
+                hidden = torch.zeros(len(batch), longest, values.shape[1])
+            hidden[r, start : start + len(s.ids)].numpy()[:] = values  # no copy between: a long text's are large
             position_ids[r, start : start + len(s.ids)] = torch.arange(len(s.ids))
             placed.append((r * longest + start, s))
             start += len(s.ids)

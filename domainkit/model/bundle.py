@@ -150,7 +150,7 @@ def read(folder: Path) -> Record:
 
 
 def check_base(record: Record, base: Base) -> None:
-    """Raise UserError naming both fingerprints when `base` is not what the adapter was trained on."""
+    """Raise UserError naming both fingerprints, or positions, when `base` is not what the adapter was trained on."""
     if base.sha256 != record.base["sha256"]:
         raise UserError(
             f"the adapter was trained on base {record.base['name']} ({record.base['sha256']}), "
@@ -158,6 +158,11 @@ def check_base(record: Record, base: Base) -> None:
             where=base.path,
             instead=f"--base {record.base['name']}, or train again on this base",
         )
+    trained = record.base.get("positions", "")
+    if trained != base.positions:
+        before, now = (of or "as the base has them" for of in (trained, base.positions))
+        raise UserError(f"the adapter was trained with positions {before}, they are {now}", where=base.path,
+                        instead="train again")  # fmt: skip
 
 
 def adapter_path(folder: Path, adapter: str) -> Path:
@@ -243,6 +248,22 @@ def model_card(record: Record, summaries: Sequence[str]) -> str:
         "",
         f"Base fingerprint (SHA-256): `{base['sha256']}`, {base['bits']}-bit. Any other base gives other results.",
         "",
+        *_loading(base),
+        "",
+        "Full reports: `reports/`. Everything about the run: `domainkit.json`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _loading(base: Mapping[str, Any]) -> list[str]:
+    """How a run is loaded without domainkit."""
+    if "positions" in base:
+        told = f"The base reads with other positions than it came with ({base['positions']}), which an adapter cannot"
+        return [
+            told,
+            "say: `domainkit export RUN_FOLDER --merged MODEL` writes a model that any library loads rightly.",
+        ]
+    return [
         "```python",
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer",
@@ -250,7 +271,4 @@ def model_card(record: Record, summaries: Sequence[str]) -> str:
         "model = AutoPeftModelForCausalLM.from_pretrained(RUN_FOLDER)  # finds the base where it was trained",
         "tokenizer = AutoTokenizer.from_pretrained(RUN_FOLDER)",
         "```",
-        "",
-        "Full reports: `reports/`. Everything about the run: `domainkit.json`.",
     ]
-    return "\n".join(lines) + "\n"

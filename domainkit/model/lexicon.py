@@ -111,5 +111,5 @@ def _with_pairs(glossary: Glossary, texts: Iterable[str]) -> Iterable[str]:
 def _key(base: Base, vocabulary: Vocabulary, found: Sequence[Window], texts: Sequence[str], seed: int) -> str:
     """What learned rows, and what is told of them, depend on."""
     of = (__version__, base.sha256, base.bits, str(base.compute), seed, vocabulary.forms, texts,
-          [(w.old, w.new) for w in found])  # fmt: skip
+          [(w.old, w.new) for w in found], *([base.positions] if base.positions else []))  # fmt: skip
     return sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:24]

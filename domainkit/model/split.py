@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from domainkit.model.base import Base
 from domainkit.types import UserError
+
+BLOCK = 8192  # tokens of a long text that a layer's feed-forward part takes at a time
 
 
 class Skip(nn.Module):
@@ -29,11 +33,17 @@ class Skip(nn.Module):
 class Tap(Skip):
     """A Skip that remembers what went through it."""
 
-    seen: Tensor
+    seen: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         self.seen = hidden_states
         return hidden_states
+
+    def take(self) -> Tensor:
+        """What went through last; it is not kept."""
+        seen, self.seen = self.seen, None
+        assert seen is not None, "nothing went through"
+        return seen
 
 
 class Trunk(nn.Module):
@@ -52,7 +62,8 @@ class Trunk(nn.Module):
             raise UserError(f"the trunk has no depths {list(depths)}", where=base.name, instead=f"1 to {size - 1}")
         self.tap = Tap()
         self._passing: list[Tensor] = []
-        kept = [self._heard(layer) if i + 1 in depths else layer for i, layer in enumerate(base.layers()[:size])]
+        below = [_by_blocks(layer) for layer in base.layers()[:size]]
+        kept = [self._heard(layer) if i + 1 in depths else layer for i, layer in enumerate(below)]
         self.backbone = _with_layers(base.model.base_model, [*kept, self.tap, *(Skip() for _ in range(layers - 1))])
 
     @property
@@ -64,7 +75,9 @@ class Trunk(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         self._passing.clear()
         last = self.states(input_ids=ids)
-        return torch.cat([*self._passing, last], -1) if self._passing else last
+        found = torch.cat([*self._passing, last], -1) if self._passing else last
+        self._passing.clear()  # of a long text they are large
+        return found
 
     def _heard(self, layer: nn.Module) -> nn.Module:
         """The layer, telling what leaves it; the base's own stays as it was."""
@@ -78,7 +91,7 @@ class Trunk(nn.Module):
     def states(self, **inputs: Tensor) -> Tensor:
         """`forward` with gradients: `input_ids` (rows, tokens), or `inputs_embeds` (rows, tokens, width)."""
         self.backbone(**inputs, use_cache=False)
-        return self.tap.seen
+        return self.tap.take()
 
 
 def top(base: Base, layers: int) -> PreTrainedModel:
@@ -88,7 +101,7 @@ def top(base: Base, layers: int) -> PreTrainedModel:
     """
     check_layers(base, layers)
     last = base.depth - layers
-    kept = [Skip() if i < last else copy.deepcopy(layer) for i, layer in enumerate(base.layers())]
+    kept = [Skip() if i < last else _by_blocks(copy.deepcopy(layer)) for i, layer in enumerate(base.layers())]
     model: Any = _view(base.model)
     setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, kept))
     return model
@@ -129,6 +142,29 @@ def _with_layers(backbone: nn.Module, layers: list[nn.Module]) -> nn.Module:
     name = next(n for n, m in backbone.named_children() if isinstance(m, nn.ModuleList) and len(m) == len(layers))
     setattr(clone, name, nn.ModuleList(layers))
     return clone
+
+
+def _by_blocks(layer: nn.Module) -> nn.Module:
+    """A view of a layer whose feed-forward part, if it is called as in Llama, takes a long text block by block.
+
+    It knows no neighbours, and is several times as wide inside as the states are: 100,000 tokens of the embedded base
+    would be 0.6 GB there, three times over. With gradients a block is computed once more on the way back.
+    """
+    view = _view(layer)
+    if not hasattr(view, "mlp"):
+        return layer
+    view.mlp = _view(view.mlp)
+    view.mlp.forward = partial(_blocks, view.mlp.forward)
+    return cast(nn.Module, view)
+
+
+def _blocks(forward: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """What `forward` makes of states (rows, tokens, width), each token by itself."""
+    if states.shape[1] <= BLOCK:
+        return forward(states)
+    if torch.is_grad_enabled():
+        forward = partial(checkpoint, forward, use_reentrant=False)
+    return torch.cat([forward(block.contiguous()) for block in states.split(BLOCK, 1)], 1)
 
 
 def _view(module: nn.Module) -> Any:

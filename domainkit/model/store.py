@@ -90,7 +90,7 @@ class Store:
         """
         shard = sha256("".join(digest for digest, _ in entries).encode()).hexdigest()[:16]
         index = {digest: len(values) for digest, values in entries}
-        exact = np.concatenate([values for _, values in entries])
+        exact = entries[0][1] if len(entries) == 1 else np.concatenate([values for _, values in entries])
         with np.errstate(over="ignore"):
             block = exact.astype(self.dtype, copy=False)
         if not np.isfinite(block).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) 
         "compute": str(base.compute),
         "dtype": dtype,
         **({"rows": base.rows} if base.rows else {}),
+        **({"positions": base.positions} if base.positions else {}),
         **({"depths": list(depths)} if depths else {}),
     }
 
@@ -110,8 +112,8 @@ def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[
     """("float16" or "float32", the measurement that decided), from the language-model loss of a small sample."""
     sample, tokens = [], 0
     for s in sorted({s.digest: s for s in sequences}.values(), key=lambda s: s.digest):
-        sample.append(s)
-        tokens += len(s.ids)
+        sample.append(replace(s, ids=s.ids[:PROBE]))  # the beginning of a long one tells as much
+        tokens += len(sample[-1].ids)
         if tokens >= PROBE:
             break
     exact = forward(Trunk(base, layers), sample)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from domainkit.data.pairs import FACTS, TOGETHER, Window, window
+from domainkit.data.pairs import FACTS, TOGETHER, Window, windows
 from domainkit.data.signatures import Signatures
 from domainkit.graph import ConceptGraph
 from domainkit.types import Example, Relation, Sequence, Span
@@ -34,7 +34,7 @@ def tokens(text: str, start: int = 0, end: int | None = None) -> Sequence:
 
 def made(example: Example, asked: Signatures = ASKED, *, directed: bool = True, end: int | None = None,
          graph: ConceptGraph | None = None) -> Window:  # fmt: skip
-    return window(example, tokens(example.text, 0, end), asked, directed=directed, graph=graph)
+    return next(windows(example, [tokens(example.text, 0, end)], asked, directed=directed, graph=graph))
 
 
 def named(found: Window) -> set[tuple[str, str]]:

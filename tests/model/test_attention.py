@@ -127,6 +127,16 @@ def test_a_text_that_grows_is_not_hashed_anew(
     assert sum(seen) == sum(of[1] for of in calls[:layers]) * (10 + 5 + 1)  # segments of 8, 16 and 64 tokens
 
 
+def test_a_text_that_does_not_grow_leaves_no_index(
+    model: PreTrainedModel, both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every layer would keep one of a long text."""
+    kept: dict[torch.nn.Module, lsh.Index] = {}
+    monkeypatch.setattr(attention, "_indexes", kept)
+    both(input_ids=ids())
+    assert not kept
+
+
 def test_what_is_not_causal_is_dense(model: PreTrainedModel, both: Any, calls: list[torch.Size]) -> None:
     seen = torch.zeros(1, 1, TOKENS, TOKENS)
     dense, found = both(inputs_embeds=model.get_input_embeddings()(ids()), attention_mask=seen)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaModel
 
+from domainkit.model import split
 from domainkit.model.base import Base, load_base
 from domainkit.model.split import Trunk, check_layers, check_split, top
-from domainkit.model.top import adapt
+from domainkit.model.top import Top, adapt
 from domainkit.types import UserError
 from tests.tiny import FAMILIES, make_base
 
@@ -201,3 +202,36 @@ def accepted(base: Base) -> bool:
     except UserError:
         return False
     return True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_text_goes_through_the_feed_forward_parts_in_blocks(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(make_base(tmp_path / family, family, layers=3, width=WIDTH), bits=32)
+    ids = some_ids(base, tokens=60)
+    widest = list[int]()
+
+    def passed(block: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits, and the gradients of an adapter."""
+        monkeypatch.setattr(split, "BLOCK", block)
+        widest.clear()
+        adapted = adapt(base, {}, layers=2, rank=4)
+        hooks = [m.register_forward_pre_hook(lambda m, given: widest.append(given[0].shape[1])) for m in seen(adapted)]
+        hidden = Trunk(base, 2)(ids)
+        logits = adapted.model(inputs_embeds=hidden, use_cache=False).logits
+        logits.logsumexp(-1).sum().backward()
+        for hook in hooks:
+            hook.remove()
+        return logits, [p.grad for p in adapted.trainable().values() if p.grad is not None]
+
+    def seen(adapted: Top) -> list[torch.nn.Module]:
+        """What the widest states inside a dense feed-forward part leave or enter."""
+        modules = [*base.layers()[0].modules(), *adapted.model.modules()]
+        return [m.down_proj for m in modules if isinstance(getattr(m, "down_proj", None), torch.nn.Module)]
+
+    whole, gradients = passed(60)
+    assert max(widest) == 60
+    torch.testing.assert_close(passed(16), (whole, gradients), rtol=1e-4, atol=1e-5)
+    assert max(widest) == 16
+    assert gradients

@@ -90,7 +90,7 @@ def test_a_run_beyond_the_trained_positions(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(attention, "CROSSOVER", {"cpu": 100, "cuda": 100})
+    monkeypatch.setattr(attention, "_short", lambda tokens, device: tokens < 100)
     base = make_base(tmp_path / "base", positions=TRAINED)
     domain = make_long(tmp_path / "long", context=256, words=150, documents=6, tokens=1000)
     run = recipes.finetune(recipes.Request(str(domain), base=str(base), out=tmp_path / "run"))

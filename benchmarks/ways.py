@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from domainkit.model import positions
 from domainkit.model.attention import scored_in
 from domainkit.model.base import Base
 from domainkit.nets import lsh
@@ -80,13 +81,9 @@ def attending(base: Base, way: Callable[..., Tensor], ids: Tensor) -> Tensor:
 
 
 def stretch(base: Base, tokens: int) -> None:
-    """Rotary positions for so many tokens: beyond the trained ones YaRN (Peng et al. 2023, arXiv 2309.00071) with
-    factor tokens / trained, as Transformers computes it."""
+    """Rotary positions for so many tokens, as `load_base` gives them (`positions.stretch`)."""
     config = deepcopy(base.model.config)
-    trained = config.max_position_embeddings
-    if tokens > trained:
-        yarn = {"rope_type": "yarn", "factor": tokens / trained, "original_max_position_embeddings": trained}
-        config.rope_parameters = {**config.rope_parameters, **yarn}
+    positions.stretch(config, tokens, where=base.name)
     base.backbone.rotary_emb = type(base.backbone.rotary_emb)(config)
 
 

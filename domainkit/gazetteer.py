@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from ahocorasick_rs import AhoCorasick
 
-from domainkit.data.bio import Offsets, covered
+from domainkit.data.bio import Offsets, covered, reach
 from domainkit.graph import ConceptGraph
 from domainkit.link.abbreviation import abbreviations
 
@@ -83,8 +83,7 @@ class Gazetteer:
         Labels beyond SLOTS share a bit with an earlier one.
         """
         bits = [0] * len(offsets)
-        last = max((b for _, b in offsets), default=0)
-        first = next((a for a, b in offsets if a < b), last)
+        first, last = reach(offsets)
         for start, end, label in (mark for mark in marks if mark[0] < last and mark[1] > first):
             for nth, token in enumerate(covered(start, end, text, offsets)):
                 bits[token] |= 1 << (2 * (label % SLOTS) + (nth > 0))

@@ -51,6 +51,12 @@ def covered(start: int, end: int, text: str, offsets: Offsets) -> Iterator[int]:
             yield i
 
 
+def reach(offsets: Offsets) -> tuple[int, int]:
+    """The characters that tokens stand between: where the first of them begins, where the last one ends."""
+    last = max((b for _, b in offsets), default=0)
+    return next((a for a, b in offsets if a < b), last), last
+
+
 def spans(found: Sequence[int], text: str, offsets: Offsets, labels: Sequence[str]) -> tuple[Span, ...]:
     """The spans that tags tell of, in order, without spaces at their ends.
 

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
-from domainkit.data.bio import covered
+from domainkit.data.bio import covered, reach
 from domainkit.data.overlaps import mentions
 from domainkit.data.signatures import Signatures, entity_labels, stated
 from domainkit.graph import MESH, ConceptGraph
@@ -109,8 +109,7 @@ def _entities(text: str, named: Mapping[str, tuple[str, tuple[Span, ...]]], toke
     named: concept → its label, one of `labels`, and all its mentions.
     """
     found = list[Entity]()
-    end = tokens.offsets[-1][1]
-    first = next((a for a, b in tokens.offsets if a < b), end)
+    first, end = reach(tokens.offsets)
     for name, (label, spans) in named.items():
         near = [s for s in spans if s.start < end and s.end > first]
         held = [list(covered(s.start, s.end, text, tokens.offsets)) for s in near]

@@ -23,8 +23,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(key heads, tokens, group, value width), and the sums."""
     if q.device.type != "cpu":
         return _dense(q, k, v)
-    width = max(k.shape[2], v.shape[2])
-    given = _wide(q, width).transpose(1, 2), *(_each(_wide(of, width), q.shape[2]) for of in (k, v))
+    _, given = _given(q, k, v)
     out, sums = _FLASH(*given, attn_mask=_causal(q, k), scale=1.0)
     return out[..., : v.shape[2]].transpose(1, 2), sums.float().mT
 
@@ -33,8 +32,7 @@ def dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, s
     """What of the gradients of q, k and v goes through these keys; out and sums: of everything that was read."""
     if q.device.type != "cpu":
         return _dense_backward(grad, q, k, v, out, sums)
-    width = max(k.shape[2], v.shape[2])
-    given = _wide(q, width).transpose(1, 2), *(_each(_wide(of, width), q.shape[2]) for of in (k, v))
+    width, given = _given(q, k, v)
     known = _wide(out, width).transpose(1, 2), sums.mT.contiguous().to(torch.promote_types(q.dtype, torch.float32))
     moved = _FLASH_BACKWARD(_wide(grad, width).transpose(1, 2), *given, *known, 0.0, False,
                             attn_mask=_causal(q, k), scale=1.0)  # fmt: skip
@@ -72,9 +70,11 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     return mask
 
 
-def _each(of: Tensor, group: int) -> Tensor:
-    """The same for every query head: (key heads, group, keys, width), nothing copied."""
-    return of[:, None].expand(-1, group, -1, -1)
+def _given(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, list[Tensor]]:
+    """The width that the kernel sees, and q, k and v as it takes them; keys of the group's heads are not copied."""
+    width = max(k.shape[2], v.shape[2])
+    shared = [_wide(of, width)[:, None].expand(-1, q.shape[2], -1, -1) for of in (k, v)]
+    return width, [_wide(q, width).transpose(1, 2), *shared]
 
 
 def _wide(of: Tensor, width: int) -> Tensor:

@@ -32,13 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log2, prod, sqrt
+from math import log2, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from domainkit.nets.chosen import Chosen, Room
 from domainkit.nets.dense import dense, dense_backward
 
 SINKS = 16
@@ -212,7 +213,7 @@ def _before(position: int) -> list[tuple[int, slice]]:
     return found
 
 
-def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int, room: _Room) -> Tensor:
+def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int, room: Room) -> Tensor:
     """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), from each level by the
     square root of how many it has there.
 
@@ -245,7 +246,7 @@ def _asked(q: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([-q.permute(0, 3, 2, 1).to(dtype), torch.stack([most, (lse - most).to(dtype)], 1)], 1)
 
 
-def _best(asked: Tensor, means: Tensor, take: int, room: _Room) -> Tensor:
+def _best(asked: Tensor, means: Tensor, take: int, room: Room) -> Tensor:
     """The cells that any of the group scores highest, at most one from each bin: (key heads, tokens, take).
 
     What is compared are the scores' bits as whole numbers, which order them as the scores do where these are positive,
@@ -275,7 +276,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, levels: Sequence[Level], keys: int) -> Tensor:
         first = k.shape[1] - q.shape[1]
         out, lse = q.new_empty(*q.shape[:3], v.shape[2]), q.new_empty(q.shape[:3], dtype=torch.float32)
-        picks, far, room = list[Tensor](), _Far(k, v, keys), _Room()
+        picks, chosen, room = list[Tensor](), Chosen(k, v), Room()
         for start, end, near in _tiles(first, k.shape[1]):
             rows = slice(start - first, end - first)
             asked = q[:, rows] * scale
@@ -283,27 +284,19 @@ class _Attention(torch.autograd.Function):
             picked = torch.empty(0)
             if keys and near > SINKS:
                 picked = _choose(asked, sums, levels, near, keys, room)
-                _, kg, vg = far.of(picked)
-                scores = torch.bmm(asked.flatten(0, 1), kg.mT).float().view(*sums.shape, -1)
-                most = torch.maximum(scores.amax(3), sums)
-                shares = scores.sub_(most[..., None]).exp_()
-                near_share = (sums - most).exp_()
-                total = shares.sum(3).add_(near_share)
-                read = torch.bmm(shares.flatten(0, 1).to(v.dtype), vg).view_as(got)
-                got = torch.addcmul(read, got, near_share[..., None].to(got.dtype)).div_(total[..., None])
-                sums = total.log_().add_(most)
+                got, sums = chosen.read(asked, picked, got, sums)
             picks.append(picked)
             out[:, rows], lse[:, rows] = got, sums
         ctx.save_for_backward(q, k, v, out, lse, *picks)
-        ctx.rest = scale, keys
+        ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """By the sums that the forward pass kept."""
         q, k, v, out, lse, *picks = ctx.saved_tensors
-        scale, keys = ctx.rest
-        first, far, dq = k.shape[1] - q.shape[1], _Far(k, v, keys), torch.empty_like(q)
+        scale = ctx.scale
+        first, chosen, dq = k.shape[1] - q.shape[1], Chosen(k, v), torch.empty_like(q)
         dk, dv = (torch.zeros(of.shape, device=of.device) for of in (k, v))
         for (start, end, near), picked in zip(_tiles(first, k.shape[1]), picks, strict=True):
             rows = slice(start - first, end - first)
@@ -313,15 +306,7 @@ class _Attention(torch.autograd.Function):
             _add(dk, near, end, to_k)
             _add(dv, near, end, to_v)
             if picked.numel():
-                ids, kg, vg = far.of(picked)
-                drift = (g.float() * o.float()).sum(-1, keepdim=True).flatten(0, 1)
-                asked, g, sums = asked.flatten(0, 1), g.flatten(0, 1), sums.flatten(0, 1)[..., None]
-                shares = torch.bmm(asked, kg.mT).float().sub_(sums).exp_()
-                moves = torch.bmm(g, vg.mT).float().sub_(drift).mul_(shares)
-                moves, shares = moves.to(q.dtype), shares.to(q.dtype)
-                dq[:, rows] += torch.bmm(moves, kg).view_as(to_q)
-                dk.flatten(0, 1).index_add_(0, ids, torch.bmm(moves.mT, asked).flatten(0, 1).float())
-                dv.flatten(0, 1).index_add_(0, ids, torch.bmm(shares.mT, g).flatten(0, 1).float())
+                dq[:, rows] += chosen.read_backward(g, asked, picked, o, sums, dk, dv)
         return dq.mul_(scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -344,32 +329,3 @@ def _add(to: Tensor, near: int, end: int, what: Tensor) -> None:
     sinks = min(SINKS, end)
     to[:, :sinks] += what[:, :sinks]
     to[:, near:end] += what[:, sinks:]
-
-
-class _Far:
-    """Gathers keys and values into room that is used again: fresh memory costs more than the copy."""
-
-    def __init__(self, k: Tensor, v: Tensor, keys: int) -> None:
-        rows = len(k) * BLOCK * min(keys, k.shape[1])
-        self.first = _first(k, k.shape[1])[..., None]
-        self.sides = [(of.detach().flatten(0, 1), of.new_empty(rows, of.shape[2])) for of in (k, v)]
-
-    def of(self, picked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """picked: (key heads, tokens, count) → where that is when heads follow one another, flat; the keys and values,
-        (key heads * tokens, count, width) each."""
-        ids, shape = (picked + self.first).flatten(), (-1, picked.shape[2])
-        kg, vg = (torch.index_select(of, 0, ids, out=room[: len(ids)]).unflatten(0, shape) for of, room in self.sides)
-        return ids, kg, vg
-
-
-class _Room:
-    """Memory that is used again and again: fresh memory costs more than what is done in it."""
-
-    def __init__(self) -> None:
-        self.held = torch.empty(0)
-
-    def of(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        size = prod(shape)
-        if self.held.numel() < size:
-            self.held = like.new_empty(size)
-        return self.held[:size].view(shape)

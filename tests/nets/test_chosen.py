@@ -1,0 +1,166 @@
+"""Chosen keys and what is read beside them are under one softmax; the processor's way and the GPU's kernels agree.
+
+Where there is no GPU, the kernels run in Triton's interpreter, which does not know bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from domainkit.nets import chosen, lsh
+from domainkit.nets.chosen import Chosen
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not GPU:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from domainkit.nets import chosen_triton
+
+    return chosen_triton
+
+
+def draw(dtype: torch.dtype = torch.float32, *, heads: int = 2, tokens: int = 5, keys: int = 60, group: int = 3,
+         width: int = 8, value_width: int = 8, count: int = 40) -> dict[str, Tensor]:  # fmt: skip
+    """What a token reads anyway are the first ten keys, what it chooses are others."""
+    g = torch.Generator().manual_seed(heads * width + count)
+    q, k = (torch.randn(*shape, width, generator=g) for shape in ((heads, tokens, group), (heads, keys)))
+    v = torch.randn(heads, keys, value_width, generator=g)
+    order = torch.rand(heads, tokens, keys - 10, generator=g).argsort(-1) + 10
+    made = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "picked": order[..., :count]}
+    return {name: of.to(DEVICE) for name, of in made.items()}
+
+
+def beside(q: Tensor, k: Tensor, v: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
+    scores = torch.einsum("htgd,hnd->htgn", q.float(), k[:, :10].float())
+    out = torch.einsum("htgn,hnd->htgd", scores.softmax(-1), v[:, :10].float())
+    return out.to(q.dtype), scores.logsumexp(-1)
+
+
+def at_once(q: Tensor, k: Tensor, v: Tensor, picked: Tensor) -> Tensor:
+    """The softmax over both sets, by plain indexing; differentiable."""
+    anyway = torch.arange(10, device=picked.device).expand(*picked.shape[:2], -1)
+    ids = torch.cat([anyway, picked], 2)
+    of = torch.arange(len(k), device=picked.device)[:, None, None]
+    shares = torch.einsum("htgd,htnd->htgn", q, k[of, ids]).softmax(-1)
+    return torch.einsum("htgn,htnd->htgd", shares, v[of, ids])
+
+
+SHAPES = [{}, {"count": 1}, {"count": 33, "group": 1}, {"width": 12, "value_width": 5}, {"heads": 1, "tokens": 1},
+          {"group": 17, "width": 24, "value_width": 40, "keys": 50}]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chosen_keys_and_those_beside_them_are_under_one_softmax(shape: dict[str, int]) -> None:
+    given = draw(**shape)
+    out, sums = Chosen(given["k"], given["v"]).read(given["q"], given["picked"], *beside(**given))
+    torch.testing.assert_close(out, at_once(**given), atol=1e-5, rtol=1e-5)
+    others = given | {"v": torch.ones_like(given["v"])}
+    shares = Chosen(given["k"], others["v"]).read(given["q"], given["picked"], *beside(**others))[0]
+    torch.testing.assert_close(shares, torch.ones_like(shares))  # of which the sums are those
+    assert sums.shape == given["q"].shape[:3]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_through_the_chosen_keys(shape: dict[str, int]) -> None:
+    given = draw(**shape)
+    learned = {name: given[name].requires_grad_() for name in "qkv"}
+    out = at_once(**given)
+    grad = torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out)
+    wanted = torch.autograd.grad(out, list(learned.values()), grad)
+    with torch.no_grad():
+        reader = Chosen(given["k"], given["v"])
+        _, sums = reader.read(given["q"], given["picked"], *beside(**given))
+        dk, dv = torch.zeros_like(given["k"]), torch.zeros_like(given["v"])
+        dq = reader.read_backward(grad, given["q"], given["picked"], out, sums, dk, dv)
+        first = (grad * out).sum(-1, keepdim=True)  # what goes through the ten others, by hand
+        ten_k, ten_v = given["k"][:, :10], given["v"][:, :10]
+        shares = (torch.einsum("htgd,hnd->htgn", given["q"], ten_k) - sums[..., None]).exp()
+        moves = (torch.einsum("htgd,hnd->htgn", grad, ten_v) - first) * shares
+        dq += torch.einsum("htgn,hnd->htgd", moves, ten_k)
+        dk[:, :10] += torch.einsum("htgn,htgd->hnd", moves, given["q"])
+        dv[:, :10] += torch.einsum("htgn,htgd->hnd", shares, grad)
+    for found, right in zip((dq, dk, dv), wanted, strict=True):
+        torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-4)
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no CUDA device")]
+DTYPES = torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=ON_GPU)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernels_give_what_the_processor_gives(shape: dict[str, int], dtype: torch.dtype, kernels: Any) -> None:
+    given = draw(dtype, **shape)
+    q, k, v, picked = given.values()
+    near, close = beside(**given), 1e-4 if dtype == torch.float32 else 0.03
+    cpu = [of.cpu() for of in (k, v)]
+    right = Chosen(*cpu).read(q.cpu(), picked.cpu(), *(of.cpu() for of in near))
+    found = kernels.read(q, k, v, picked, *near)
+    grad = torch.linspace(-1, 1, right[0].numel()).view_as(right[0]).to(dtype)
+    sides = [[torch.zeros(of.shape, device=device) for of in (k, v)] for device in ("cpu", DEVICE)]
+    rest = picked.cpu(), *right
+    back = Chosen(*cpu).read_backward(grad, q.cpu(), *rest, *sides[0])
+    moved = kernels.read_backward(grad.to(DEVICE), q, k, v, *(of.to(DEVICE) for of in rest), *sides[1])
+    for one, other in zip((*right, back, *sides[0]), (*found, moved, *sides[1]), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(other.cpu(), one, atol=close, rtol=close)
+
+
+def test_lsh_attention_through_the_kernels(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it, with gradients: what is chosen is the same, since only the reading differs."""
+    for name, value in {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}.items():
+        monkeypatch.setattr(lsh, name, value)
+    g = torch.Generator().manual_seed(0)
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(chosen, "_on_gpu", lambda _, on_gpu=on_gpu: on_gpu)
+        g.manual_seed(0)
+        given = [torch.randn(1, heads, 120, 16, generator=g).requires_grad_() for heads in (4, 2, 2)]
+        out = lsh.attend(*given, 0.25, keys=12)
+        out.square().sum().backward()
+        results.append([out.detach(), *(of.grad for of in given)])
+    for right, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, right, atol=1e-5, rtol=1e-4)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from domainkit.nets import chosen_triton
+
+sizes = {"group": 3, "width": 64, "value_width": 64, "rows": 16, "columns": 64, "value_columns": 64}
+kinds = dict.fromkeys(sizes, "constexpr") | dict.fromkeys(("tokens", "keys", "count"), "i32")
+kinds |= {"picked": "*i64"} | dict.fromkeys(("sums", "total", "dk", "dv"), "*fp32")
+for kernel in (chosen_triton._read, chosen_triton._read_backward):
+    for capability in (80, 90):  # A100, H100
+        for dtype in ("*fp32", "*fp16", "*bf16"):
+            types = {name: kinds.get(name, dtype) for name in kernel.arg_names}
+            values = {(kernel.arg_names.index(name),): size for name, size in sizes.items()}
+            made = compile(ASTSource(kernel, types, values), target=GPUTarget("cuda", capability, 32))
+            print(capability, dtype, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernels_compile_where_there_is_no_gpu(tmp_path: Path) -> None:
+    """To machine code, in a process without the interpreter, which takes what the compiler may not."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=env | {"TRITON_CACHE_DIR": str(tmp_path)},
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+# It warns of every 8-bit product on a CPU, and, once imported (peft does), of a kernel that domainkit does not want.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 __all__ = ["load"]

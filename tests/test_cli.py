@@ -103,6 +103,12 @@ def test_nothing_heavy_is_imported() -> None:
     assert printed.strip() == "[]"
 
 
+def test_loading_the_library_says_nothing() -> None:
+    """Bitsandbytes warns of a kernel where it is imported, on CPUs with AVX512-BF16."""
+    code = "import domainkit; domainkit.load; import bitsandbytes"
+    assert not subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+
 def test_help_takes_less_than_half_a_second() -> None:
     took = []
     for _ in range(5):  # the best of five: other work on the machine only ever adds time

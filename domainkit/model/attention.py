@@ -88,7 +88,7 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
 @cache
 def scored_in(device: str) -> torch.dtype:
     """bfloat16 where the processor is fast at it: what it rounds only orders the cells."""
-    from bitsandbytes.functional import has_avx512bf16  # here: the import itself logs, and `load_base` silences it
+    from bitsandbytes.functional import has_avx512bf16  # here: the import takes a second
 
     return torch.bfloat16 if device == "cuda" or has_avx512bf16() else torch.float32
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -163,7 +162,6 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     ways = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
     if attention not in ways:
         raise UserError(f"unknown attention {attention!r}", where="attention", instead=f"one of {', '.join(ways)}")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every 8-bit product on a CPU
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
@@ -298,7 +296,7 @@ def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     A CPU with AVX512-BF16 multiplies bfloat16 twice as fast as float32; without, many times slower. Its other
     operations gain nothing, so what is not quantized stays float32 on every CPU, but for 16 bits, which save memory.
     """
-    from bitsandbytes.functional import has_avx512bf16  # here: the import itself logs, so load_base silences it first
+    from bitsandbytes.functional import has_avx512bf16  # here: the import takes a second
 
     short = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if bits == 16 or (short and bits != 32) else torch.float32

@@ -85,8 +85,8 @@ class _Writing:
 
     def _forward(self) -> list[list[int]]:
         """The most likely next tokens of each row."""
-        out = self.model(input_ids=self.ids, attention_mask=self.mask, position_ids=self.places,
-                         past_key_values=self.cache, use_cache=True, logits_to_keep=1)  # fmt: skip
+        # by place: the fourth argument's name is not the same in all versions of Transformers 5
+        out = self.model(self.ids, self.mask, self.places, self.cache, use_cache=True, logits_to_keep=1)
         logits: Tensor = out.logits[:, -1]  # (rows, vocabulary)
         return logits.topk(min(LIKELY, logits.shape[1])).indices.tolist()
 

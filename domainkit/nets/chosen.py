@@ -10,10 +10,13 @@ Shapes, throughout: q (key heads, tokens, group, width), scaled; out (key heads,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
 from torch import Tensor
+
+AT_ONCE = 2048  # keys gathered at once on a CPU: they and their values stay in a core's cache until they are used
 
 
 class Room:
@@ -43,14 +46,19 @@ class Chosen:
             from domainkit.nets import chosen_triton  # here: Triton comes with torch for GPUs only
 
             return chosen_triton.read(q, self.k, self.v, picked, out, sums)
-        _, kg, vg = self._gathered(picked)
-        scores = torch.bmm(q.flatten(0, 1), kg.mT).float().view(*sums.shape, -1)
-        most = torch.maximum(scores.amax(3), sums)
-        shares = scores.sub_(most[..., None]).exp_()
+        asked = q.flatten(0, 1)
+        scores = asked.new_empty(*asked.shape[:2], picked.shape[2])
+        for rows, ids in self._pieces(picked):
+            torch.bmm(asked[rows], self._gathered(self.k, ids).mT, out=scores[rows])
+        shares = scores.view(*sums.shape, -1).float()
+        most = torch.maximum(shares.amax(3), sums)
+        shares = shares.sub_(most[..., None]).exp_()
         beside = (sums - most).exp_()
         total = shares.sum(3).add_(beside)
-        found = torch.bmm(shares.flatten(0, 1).to(vg.dtype), vg).view_as(out)
-        found = torch.addcmul(found, out, beside[..., None].to(out.dtype)).div_(total[..., None])
+        shares, found = shares.to(out.dtype).flatten(0, 1), out.new_empty(out.shape)
+        for rows, ids in self._pieces(picked):
+            torch.bmm(shares[rows], self._gathered(self.v, ids), out=found.flatten(0, 1)[rows])
+        found.addcmul_(out, beside[..., None].to(out.dtype)).div_(total[..., None])
         return found, total.log_().add_(most)
 
     def read_backward(self, grad: Tensor, q: Tensor, picked: Tensor, out: Tensor, sums: Tensor,
@@ -61,26 +69,31 @@ class Chosen:
             from domainkit.nets import chosen_triton
 
             return chosen_triton.read_backward(grad, q, self.k, self.v, picked, out, sums, dk, dv)
-        ids, kg, vg = self._gathered(picked)
         drift = (grad.float() * out.float()).sum(-1, keepdim=True).flatten(0, 1)
         asked, grad, sums = q.flatten(0, 1), grad.flatten(0, 1), sums.flatten(0, 1)[..., None]
-        shares = torch.bmm(asked, kg.mT).float().sub_(sums).exp_()
-        moves = torch.bmm(grad, vg.mT).float().sub_(drift).mul_(shares)
-        moves, shares = moves.to(q.dtype), shares.to(q.dtype)
-        dk.flatten(0, 1).index_add_(0, ids, torch.bmm(moves.mT, asked).flatten(0, 1).float())
-        dv.flatten(0, 1).index_add_(0, ids, torch.bmm(shares.mT, grad).flatten(0, 1).float())
-        return torch.bmm(moves, kg).view_as(q)
+        dq = torch.empty_like(asked)
+        for rows, ids in self._pieces(picked):
+            kg, vg = self._gathered(self.k, ids), self._gathered(self.v, ids)
+            shares = torch.bmm(asked[rows], kg.mT).float().sub_(sums[rows]).exp_()
+            moves = torch.bmm(grad[rows], vg.mT).float().sub_(drift[rows]).mul_(shares)
+            moves, shares = moves.to(q.dtype), shares.to(q.dtype)
+            torch.bmm(moves, kg, out=dq[rows])
+            dk.flatten(0, 1).index_add_(0, ids.flatten(), torch.bmm(moves.mT, asked[rows]).flatten(0, 1).float())
+            dv.flatten(0, 1).index_add_(0, ids.flatten(), torch.bmm(shares.mT, grad[rows]).flatten(0, 1).float())
+        return dq.view_as(q)
 
-    def _gathered(self, picked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the picked keys are when heads follow one another, flat; the keys and values, (key heads * tokens,
-        count, width) each."""
-        heads, keys = self.k.shape[:2]
-        ids = (picked + torch.arange(heads, device=picked.device)[:, None, None] * keys).flatten()
-        kg, vg = (
-            torch.index_select(of.flatten(0, 1), 0, ids, out=room.of(of, (len(ids), of.shape[2])))
-            for of, room in zip((self.k, self.v), self._rooms, strict=True)
-        )
-        return ids, kg.unflatten(0, (-1, picked.shape[2])), vg.unflatten(0, (-1, picked.shape[2]))
+    def _pieces(self, picked: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """A few tokens, when heads follow one another, and where their keys are then, (tokens, count)."""
+        heads = torch.arange(len(self.k), device=picked.device)[:, None, None]
+        ids = (picked + heads * self.k.shape[1]).flatten(0, 1)
+        few = -(-AT_ONCE // picked.shape[2])
+        for start in range(0, len(ids), few):
+            yield slice(start, start + few), ids[start : start + few]
+
+    def _gathered(self, of: Tensor, ids: Tensor) -> Tensor:
+        """(tokens, count, width)"""
+        room = self._rooms[of is self.v].of(of, (ids.numel(), of.shape[2]))
+        return torch.index_select(of.flatten(0, 1), 0, ids.flatten(), out=room).unflatten(0, ids.shape)
 
 
 def _on_gpu(q: Tensor) -> bool:

@@ -26,7 +26,7 @@ test-slow: setup
 	$(PY) -m pytest -m slow || test $$? -eq 5  # 5: there are none
 
 test-gpu: setup
-	$(PY) -m pytest -m gpu || test $$? -eq 5
+	TRITON_INTERPRET=0 $(PY) -m pytest -m gpu || test $$? -eq 5
 
 bench: setup
 	$(PY) benchmarks/startup.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from domainkit.types import UserError
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton; `make test-gpu` sets 0
 settings.register_profile("domainkit", deadline=None)  # a busy machine is no fault
 settings.load_profile("domainkit")
 

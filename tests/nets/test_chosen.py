@@ -1,6 +1,6 @@
 """Chosen keys and what is read beside them are under one softmax; the processor's way and the GPU's kernels agree.
 
-Where there is no GPU, the kernels run in Triton's interpreter, which does not know bfloat16.
+On a processor the kernels run in Triton's interpreter, which does not know bfloat16.
 """
 
 from __future__ import annotations
@@ -18,16 +18,11 @@ from torch import Tensor
 from domainkit.nets import chosen, lsh
 from domainkit.nets.chosen import Chosen
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    if not GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined
+def kernels() -> Any:
     pytest.importorskip("triton", reason="Triton is not installed")
     from domainkit.nets import chosen_triton
 
@@ -41,11 +36,10 @@ def draw(dtype: torch.dtype = torch.float32, *, heads: int = 2, tokens: int = 5,
     q, k = (torch.randn(*shape, width, generator=g) for shape in ((heads, tokens, group), (heads, keys)))
     v = torch.randn(heads, keys, value_width, generator=g)
     order = torch.rand(heads, tokens, keys - 10, generator=g).argsort(-1) + 10
-    made = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "picked": order[..., :count]}
-    return {name: of.to(DEVICE) for name, of in made.items()}
+    return {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "picked": order[..., :count]}
 
 
-def beside(q: Tensor, k: Tensor, v: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
+def beside(q: Tensor, k: Tensor, v: Tensor, picked: Tensor | None = None) -> tuple[Tensor, Tensor]:
     scores = torch.einsum("htgd,hnd->htgn", q.float(), k[:, :10].float())
     out = torch.einsum("htgn,hnd->htgd", scores.softmax(-1), v[:, :10].float())
     return out.to(q.dtype), scores.logsumexp(-1)
@@ -53,9 +47,9 @@ def beside(q: Tensor, k: Tensor, v: Tensor, **_: Tensor) -> tuple[Tensor, Tensor
 
 def at_once(q: Tensor, k: Tensor, v: Tensor, picked: Tensor) -> Tensor:
     """The softmax over both sets, by plain indexing; differentiable."""
-    anyway = torch.arange(10, device=picked.device).expand(*picked.shape[:2], -1)
+    anyway = torch.arange(10).expand(*picked.shape[:2], -1)
     ids = torch.cat([anyway, picked], 2)
-    of = torch.arange(len(k), device=picked.device)[:, None, None]
+    of = torch.arange(len(k))[:, None, None]
     shares = torch.einsum("htgd,htnd->htgn", q, k[of, ids]).softmax(-1)
     return torch.einsum("htgn,htnd->htgd", shares, v[of, ids])
 
@@ -80,7 +74,7 @@ def test_gradients_through_the_chosen_keys(shape: dict[str, int]) -> None:
     given = draw(**shape)
     learned = {name: given[name].requires_grad_() for name in "qkv"}
     out = at_once(**given)
-    grad = torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out)
+    grad = torch.linspace(-1, 1, out.numel()).view_as(out)
     wanted = torch.autograd.grad(out, list(learned.values()), grad)
     with torch.no_grad():
         reader = Chosen(given["k"], given["v"])
@@ -98,24 +92,24 @@ def test_gradients_through_the_chosen_keys(shape: dict[str, int]) -> None:
         torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-4)
 
 
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no CUDA device")]
-DTYPES = torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=ON_GPU)
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+DTYPES = torch.float32, torch.float16, torch.bfloat16
+WHERE = [*(("cpu", dtype) for dtype in DTYPES[:2]), *(pytest.param("cuda", dtype, marks=ON_GPU) for dtype in DTYPES)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_kernels_give_what_the_processor_gives(shape: dict[str, int], dtype: torch.dtype, kernels: Any) -> None:
-    given = draw(dtype, **shape)
-    q, k, v, picked = given.values()
-    near, close = beside(**given), 1e-4 if dtype == torch.float32 else 0.03
-    cpu = [of.cpu() for of in (k, v)]
-    right = Chosen(*cpu).read(q.cpu(), picked.cpu(), *(of.cpu() for of in near))
-    found = kernels.read(q, k, v, picked, *near)
+def test_the_kernels_give_what_the_processor_gives(
+    shape: dict[str, int], device: str, dtype: torch.dtype, kernels: Any
+) -> None:
+    q, k, v, picked = given = tuple(draw(dtype, **shape).values())
+    near = beside(*given)
+    right, found = Chosen(k, v).read(q, picked, *near), kernels.read(*(of.to(device) for of in (*given, *near)))
     grad = torch.linspace(-1, 1, right[0].numel()).view_as(right[0]).to(dtype)
-    sides = [[torch.zeros(of.shape, device=device) for of in (k, v)] for device in ("cpu", DEVICE)]
-    rest = picked.cpu(), *right
-    back = Chosen(*cpu).read_backward(grad, q.cpu(), *rest, *sides[0])
-    moved = kernels.read_backward(grad.to(DEVICE), q, k, v, *(of.to(DEVICE) for of in rest), *sides[1])
+    sides = [[torch.zeros(of.shape, device=on) for of in (k, v)] for on in ("cpu", device)]
+    back = Chosen(k, v).read_backward(grad, q, picked, *right, *sides[0])
+    moved = kernels.read_backward(*(of.to(device) for of in (grad, *given, *right)), *sides[1])
+    close = 1e-4 if dtype == torch.float32 else 0.03
     for one, other in zip((*right, back, *sides[0]), (*found, moved, *sides[1]), strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(other.cpu(), one, atol=close, rtol=close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -183,7 +184,8 @@ def test_a_damaged_file_never_gives_a_wrong_offset(tmp_path_factory: pytest.Temp
     path = tmp_path_factory.getbasetemp() / "damaged.pubtator"
     path.write_text(whole[:at] + put + whole[at + data.draw(st.integers(0, 1)) :], encoding="utf-8", newline="")
     cells = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")]
-    stated = {(int(c[1]), int(c[2]), c[3]) for c in cells if len(c) > 5 and c[1].isdecimal() and c[2].isdecimal()}
+    number = re.compile("-?[0-9]+").fullmatch  # "-0" is 0
+    stated = {(int(c[1]), int(c[2]), c[3]) for c in cells if len(c) > 5 and number(c[1]) and number(c[2])}
     try:
         for one in read(path):
             assert all((s.start, s.end, one.text[s.start : s.end]) in stated for s in one.spans)

@@ -10,9 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from domainkit.nets import lsh
 
 FAMILIES = ("llama", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -24,6 +27,7 @@ CORPUS = (
     "商业银行应当按照规定提取贷款损失准备，并对逾期贷款进行分类管理。",
     "中央银行可以调整存款准备金率，以维护金融市场的稳定。",
 )
+_SMALL_LSH = {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 64,
@@ -114,3 +118,9 @@ def _trained(vocab: int) -> str:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer.to_str()
+
+
+def small_lsh(patch: pytest.MonkeyPatch, **more: int) -> None:
+    """Blocks and segments of LSH attention so small that short texts have all of them."""
+    for name, value in {**_SMALL_LSH, **more}.items():
+        patch.setattr(lsh, name, value)

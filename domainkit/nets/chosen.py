@@ -10,7 +10,6 @@ Shapes, throughout: q (key heads, tokens, group, width), scaled; out (key heads,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -37,8 +36,8 @@ class Chosen:
     them. The widths may differ."""
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k.detach(), v.detach()
-        self._rooms = Room(), Room()
+        self.k, self.v = k.detach().contiguous(), v.detach().contiguous()  # once, not at every block
+        self._k_room, self._v_room = Room(), Room()
 
     def read(self, q: Tensor, picked: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """out and sums: of what is read anyway → of that and the chosen keys."""
@@ -48,16 +47,17 @@ class Chosen:
             return chosen_triton.read(q, self.k, self.v, picked, out, sums)
         asked = q.flatten(0, 1)
         scores = asked.new_empty(*asked.shape[:2], picked.shape[2])
-        for rows, ids in self._pieces(picked):
-            torch.bmm(asked[rows], self._gathered(self.k, ids).mT, out=scores[rows])
+        pieces = self._pieces(picked)
+        for rows, ids in pieces:
+            torch.bmm(asked[rows], _gathered(self.k, ids, self._k_room).mT, out=scores[rows])
         shares = scores.view(*sums.shape, -1).float()
         most = torch.maximum(shares.amax(3), sums)
         shares = shares.sub_(most[..., None]).exp_()
         beside = (sums - most).exp_()
         total = shares.sum(3).add_(beside)
         shares, found = shares.to(out.dtype).flatten(0, 1), out.new_empty(out.shape)
-        for rows, ids in self._pieces(picked):
-            torch.bmm(shares[rows], self._gathered(self.v, ids), out=found.flatten(0, 1)[rows])
+        for rows, ids in pieces:
+            torch.bmm(shares[rows], _gathered(self.v, ids, self._v_room), out=found.flatten(0, 1)[rows])
         found.addcmul_(out, beside[..., None].to(out.dtype)).div_(total[..., None])
         return found, total.log_().add_(most)
 
@@ -71,9 +71,9 @@ class Chosen:
             return chosen_triton.read_backward(grad, q, self.k, self.v, picked, out, sums, dk, dv)
         drift = (grad.float() * out.float()).sum(-1, keepdim=True).flatten(0, 1)
         asked, grad, sums = q.flatten(0, 1), grad.flatten(0, 1), sums.flatten(0, 1)[..., None]
-        dq = torch.empty_like(asked)
+        dq = asked.new_empty(asked.shape)
         for rows, ids in self._pieces(picked):
-            kg, vg = self._gathered(self.k, ids), self._gathered(self.v, ids)
+            kg, vg = _gathered(self.k, ids, self._k_room), _gathered(self.v, ids, self._v_room)
             shares = torch.bmm(asked[rows], kg.mT).float().sub_(sums[rows]).exp_()
             moves = torch.bmm(grad[rows], vg.mT).float().sub_(drift[rows]).mul_(shares)
             moves, shares = moves.to(q.dtype), shares.to(q.dtype)
@@ -82,18 +82,17 @@ class Chosen:
             dv.flatten(0, 1).index_add_(0, ids.flatten(), torch.bmm(shares.mT, grad[rows]).flatten(0, 1).float())
         return dq.view_as(q)
 
-    def _pieces(self, picked: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _pieces(self, picked: Tensor) -> list[tuple[slice, Tensor]]:
         """A few tokens, when heads follow one another, and where their keys are then, (tokens, count)."""
         heads = torch.arange(len(self.k), device=picked.device)[:, None, None]
-        ids = (picked + heads * self.k.shape[1]).flatten(0, 1)
-        few = -(-AT_ONCE // picked.shape[2])
-        for start in range(0, len(ids), few):
-            yield slice(start, start + few), ids[start : start + few]
+        parts = (picked + heads * self.k.shape[1]).flatten(0, 1).split(-(-AT_ONCE // picked.shape[2]))
+        return [(slice(n * len(parts[0]), n * len(parts[0]) + len(ids)), ids) for n, ids in enumerate(parts)]
 
-    def _gathered(self, of: Tensor, ids: Tensor) -> Tensor:
-        """(tokens, count, width)"""
-        room = self._rooms[of is self.v].of(of, (ids.numel(), of.shape[2]))
-        return torch.index_select(of.flatten(0, 1), 0, ids.flatten(), out=room).unflatten(0, ids.shape)
+
+def _gathered(of: Tensor, ids: Tensor, room: Room) -> Tensor:
+    """(tokens, count, width)"""
+    held = room.of(of, (ids.numel(), of.shape[2]))
+    return torch.index_select(of.flatten(0, 1), 0, ids.flatten(), out=held).unflatten(0, ids.shape)
 
 
 def _on_gpu(q: Tensor) -> bool:

@@ -42,29 +42,51 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, picked: Tensor) -> tuple[int, ...]:
 
 
 @triton.jit
-def _read(q, k, v, picked, out, sums, joined, total, tokens, keys, count,  # type: ignore[no-untyped-def]
-          group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,
-          rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
+def _own(tokens, group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,  # type: ignore[no-untyped-def]
+         rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
+    """A program's head and token, and where its sums, its queries and its outputs are, each with what is real."""
     head = tl.program_id(1).to(tl.int64)
     token = head * tokens + tl.program_id(0)
     row, column, value_column = tl.arange(0, rows), tl.arange(0, columns), tl.arange(0, value_columns)
-    real, wide, value_wide = row < group, column < width, value_column < value_width
-    of_row = token * group + row
-    asked = tl.load(q + of_row[:, None] * width + column[None], mask=real[:, None] & wide[None], other=0.0)
-    out_at = of_row[:, None] * value_width + value_column[None]
-    out_real = real[:, None] & value_wide[None]
+    real = row < group
+    at = token * group + row
+    asked_at = at[:, None] * width + column[None]
+    out_at = at[:, None] * value_width + value_column[None]
+    return (head, token, at, real, asked_at, real[:, None] & (column < width)[None],
+            out_at, real[:, None] & (value_column < value_width)[None])  # fmt: skip
+
+
+@triton.jit
+def _few(picked, start, head, token, keys, count, width: tl.constexpr,  # type: ignore[no-untyped-def]
+         value_width: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
+    """Which of a few keys are there, and where they and their values are, each with what is real."""
+    column, value_column = tl.arange(0, columns), tl.arange(0, value_columns)
+    place = start + tl.arange(0, READ_AT_ONCE)
+    there = place < count
+    key = head * keys + tl.load(picked + token * count + place, mask=there, other=0)
+    k_at = key[:, None] * width + column[None]
+    v_at = key[:, None] * value_width + value_column[None]
+    return (there, k_at, there[:, None] & (column < width)[None],
+            v_at, there[:, None] & (value_column < value_width)[None])  # fmt: skip
+
+
+@triton.jit
+def _read(q, k, v, picked, out, sums, joined, total, tokens, keys, count,  # type: ignore[no-untyped-def]
+          group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,
+          rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
+    head, token, at, real, asked_at, asked_real, out_at, out_real = _own(
+        tokens, group, width, value_width, rows, columns, value_columns
+    )
+    asked = tl.load(q + asked_at, mask=asked_real, other=0.0)
     found = tl.load(out + out_at, mask=out_real, other=0.0).to(tl.float32)
-    most = tl.load(sums + of_row, mask=real, other=0.0)
+    most = tl.load(sums + at, mask=real, other=0.0)
     whole = tl.full((rows,), 1.0, tl.float32)
     for start in range(0, count, READ_AT_ONCE):
-        place = start + tl.arange(0, READ_AT_ONCE)
-        there = place < count
-        key = head * keys + tl.load(picked + token * count + place, mask=there, other=0)
-        kg = tl.load(k + key[:, None] * width + column[None], mask=there[:, None] & wide[None], other=0.0)
-        vg = tl.load(v + key[:, None] * value_width + value_column[None],
-                     mask=there[:, None] & value_wide[None], other=0.0)  # fmt: skip
-        scores = tl.dot(asked, tl.trans(kg), input_precision="ieee")
-        scores = tl.where(there[None], scores, float("-inf"))
+        there, k_at, k_real, v_at, v_real = _few(
+            picked, start, head, token, keys, count, width, value_width, columns, value_columns
+        )
+        kg, vg = tl.load(k + k_at, mask=k_real, other=0.0), tl.load(v + v_at, mask=v_real, other=0.0)
+        scores = tl.where(there[None], tl.dot(asked, tl.trans(kg), input_precision="ieee"), float("-inf"))
         higher = tl.maximum(most, tl.max(scores, 1))
         shares = tl.exp(scores - higher[:, None])
         less = tl.exp(most - higher)
@@ -73,32 +95,25 @@ def _read(q, k, v, picked, out, sums, joined, total, tokens, keys, count,  # typ
         most = higher
     found = found / whole[:, None]
     tl.store(joined + out_at, found.to(joined.dtype.element_ty), mask=out_real)
-    tl.store(total + of_row, most + tl.log(whole), mask=real)
+    tl.store(total + at, most + tl.log(whole), mask=real)
 
 
 @triton.jit
 def _read_backward(grad, q, k, v, picked, out, sums, dq, dk, dv, tokens, keys, count,  # type: ignore[no-untyped-def]
                    group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,
                    rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
-    token = head * tokens + tl.program_id(0)
-    row, column, value_column = tl.arange(0, rows), tl.arange(0, columns), tl.arange(0, value_columns)
-    real, wide, value_wide = row < group, column < width, value_column < value_width
-    of_row = token * group + row
-    asked_at = of_row[:, None] * width + column[None]
-    asked = tl.load(q + asked_at, mask=real[:, None] & wide[None], other=0.0)
-    out_at = of_row[:, None] * value_width + value_column[None]
-    out_real = real[:, None] & value_wide[None]
+    head, token, at, real, asked_at, asked_real, out_at, out_real = _own(
+        tokens, group, width, value_width, rows, columns, value_columns
+    )
+    asked = tl.load(q + asked_at, mask=asked_real, other=0.0)
     moved = tl.load(grad + out_at, mask=out_real, other=0.0)
     drift = tl.sum(moved.to(tl.float32) * tl.load(out + out_at, mask=out_real, other=0.0).to(tl.float32), 1)
-    whole = tl.load(sums + of_row, mask=real, other=0.0)
+    whole = tl.load(sums + at, mask=real, other=0.0)
     to_q = tl.zeros((rows, columns), tl.float32)
     for start in range(0, count, READ_AT_ONCE):
-        place = start + tl.arange(0, READ_AT_ONCE)
-        there = place < count
-        key = head * keys + tl.load(picked + token * count + place, mask=there, other=0)
-        k_at, k_real = key[:, None] * width + column[None], there[:, None] & wide[None]
-        v_at, v_real = key[:, None] * value_width + value_column[None], there[:, None] & value_wide[None]
+        there, k_at, k_real, v_at, v_real = _few(
+            picked, start, head, token, keys, count, width, value_width, columns, value_columns
+        )
         kg, vg = tl.load(k + k_at, mask=k_real, other=0.0), tl.load(v + v_at, mask=v_real, other=0.0)
         scores = tl.dot(asked, tl.trans(kg), input_precision="ieee")
         shares = tl.where(there[None] & real[:, None], tl.exp(scores - whole[:, None]), 0.0)
@@ -107,4 +122,4 @@ def _read_backward(grad, q, k, v, picked, out, sums, dq, dk, dv, tokens, keys, c
         to_q += tl.dot(moves, kg, input_precision="ieee")
         tl.atomic_add(dk + k_at, tl.dot(tl.trans(moves), asked, input_precision="ieee"), mask=k_real)
         tl.atomic_add(dv + v_at, tl.dot(tl.trans(shares), moved, input_precision="ieee"), mask=v_real)
-    tl.store(dq + asked_at, to_q.to(dq.dtype.element_ty), mask=real[:, None] & wide[None])
+    tl.store(dq + asked_at, to_q.to(dq.dtype.element_ty), mask=asked_real)

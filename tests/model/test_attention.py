@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from domainkit.model import attention
 from domainkit.model.base import load_base
 from domainkit.nets import lsh
-from tests.tiny import FAMILIES, make_base
+from tests.tiny import FAMILIES, make_base, small_lsh
 
 TOKENS = 88  # so few that LSH reads all of them
 WINDOWED = "mistral"
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shape of the keys of each call of LSH. Three tokens are long here, and blocks and segments small."""
     monkeypatch.setattr(attention, "_short", lambda tokens, device: tokens < 3)
-    for name, value in {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}.items():
-        monkeypatch.setattr(lsh, name, value)
+    small_lsh(monkeypatch)
     seen: list[torch.Size] = []
 
     def spy(q: Tensor, k: Tensor, *args: Any, **more: Any) -> Tensor:

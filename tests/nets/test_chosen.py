@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainkit.nets import chosen, lsh
 from domainkit.nets.chosen import Chosen
+from tests.tiny import small_lsh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +71,26 @@ def test_chosen_keys_and_those_beside_them_are_under_one_softmax(shape: dict[str
     assert sums.shape == given["q"].shape[:3]
 
 
+def test_keys_that_are_strided_are_copied_once() -> None:
+    """As those of Transformers are; a copy at every block would take longer than all the reading."""
+    given = draw(keys=3000)
+    k, v = (torch.stack([of, of], 2)[:, :, 0] for of in (given["k"], given["v"]))
+    reader, near, largest = Chosen(k, v), beside(**given), []
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func in (torch.ops.aten.clone.default, torch.ops.aten._unsafe_view.default):
+                largest.append(made.numel())
+            return made
+
+    with Largest():
+        out, sums = reader.read(given["q"], given["picked"], *near)
+        reader.read_backward(out, given["q"], given["picked"], out, sums, torch.zeros(k.shape), torch.zeros(v.shape))
+    torch.testing.assert_close(out, at_once(**given), atol=1e-5, rtol=1e-5)
+    assert max(largest, default=0) < k.numel()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_through_the_chosen_keys(shape: dict[str, int]) -> None:
     given = draw(**shape)
@@ -117,8 +139,7 @@ def test_the_kernels_give_what_the_processor_gives(
 
 def test_lsh_attention_through_the_kernels(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, with gradients: what is chosen is the same, since only the reading differs."""
-    for name, value in {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}.items():
-        monkeypatch.setattr(lsh, name, value)
+    small_lsh(monkeypatch)
     g = torch.Generator().manual_seed(0)
     results = []
     for on_gpu in (False, True):

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainkit.nets import lsh
 from domainkit.nets.lsh import attend
+from tests.tiny import small_lsh
 
 SCALE = 0.3
-SMALL = {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1)), "TOGETHER": 1}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,9 +40,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks and segments so small that short texts have all of them."""
-    for name, value in SMALL.items():
-        monkeypatch.setattr(lsh, name, value)
+    small_lsh(monkeypatch, TOGETHER=1)
 
 
 @given(tokens=st.integers(1, 200), asked=st.integers(1, 200), group=st.integers(1, 3), key_heads=st.integers(1, 2),
@@ -52,8 +50,7 @@ def test_reading_all_keys_is_dense_attention(
     tokens: int, asked: int, group: int, key_heads: int, width: int, value_width: int, seed: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(lsh, name, value)
+        small_lsh(patch, TOGETHER=1)
         q, k, v = draw(tokens, queries=min(asked, tokens), group=group, key_heads=key_heads, width=width,
                        value_width=value_width, seed=seed)  # fmt: skip
         torch.testing.assert_close(attend(q, k, v, SCALE, keys=tokens), dense(q, k, v), atol=1e-5, rtol=1e-5)

@@ -65,22 +65,23 @@ class Fitted:
 def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> list[Step]:
     """Every micro-batch of the run in its order: each epoch packs each task anew and deals the batches out.
 
-    The order is fixed before training starts, so resuming is skipping.
+    What a task with fewer epochs has is spread over the whole run, so that it learns at every learning rate of the
+    schedule. The order is fixed before training starts, so resuming is skipping.
     """
-    steps: list[Step] = []
-    leads = companions(tasks)
-    for epoch in range(training.epochs):
-        dealt: list[Step] = []
-        for number, name in enumerate(leads):
-            prepared = tasks[name]
-            if epoch < training.epochs - epochs_of(prepared, training):
-                continue
+    epochs: list[list[Step]] = [[] for _ in range(training.epochs)]
+    for number, name in enumerate(companions(tasks)):
+        own = epochs_of(tasks[name], training)
+        for epoch in range(own):
             order = seed * 1_000_003 + epoch * 1009 + number
-            made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
-            dealt += [Step(name, tuple(rows)) for rows in made]
+            made = batches(
+                tasks[name].train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order
+            )
+            for i, rows in enumerate(made):
+                when = (epoch * len(made) + i) * training.epochs // (own * len(made))
+                epochs[when].append(Step(name, tuple(rows)))
+    for epoch, dealt in enumerate(epochs):
         random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
-        steps += dealt
-    return steps
+    return [step for dealt in epochs for step in dealt]
 
 
 class Steps(Dataset):

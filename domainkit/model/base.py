@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,12 +20,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
-from domainkit.model.folder import fingerprint, first_line, inspect, quiet, read_tokenizer
+from domainkit.model.folder import fingerprint, first_line, inspect, loading, quiet, read_tokenizer
+from domainkit.model.streamed import Skeleton, is_streamed
 from domainkit.progress import say
 from domainkit.types import UserError
 
 lsh.register()
 BITS = (4, 8, 16, 32)
+STREAM = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Base:
     def depth(self) -> int:
         """Number of decoder layers."""
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def streamed(self) -> int:
+        """Number of layers, from the bottom, that stay on disk and are read when they are run."""
+        return sum(map(is_streamed, self.layers()))
 
     @property
     def width(self) -> int:
@@ -116,7 +122,8 @@ class Base:
         raise UserError("found no list of decoder layers", where=self.path, instead="a Llama-like decoder")
 
 
-def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False) -> Base:
+def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False,
+              stream: str = "never", keep: int = 2) -> Base:  # fmt: skip
     """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
 
     `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
@@ -124,7 +131,9 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
     model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
     AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
-    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`).
+    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`). `stream`: "always"
+    leaves all layers but the last `keep` on disk, where they are read whenever they are run (`streamed`); "auto" does
+    so if the base would take more than half of the memory that is free.
 
     Raises UserError: unknown bits or attention; positions that cannot be stretched; no such base; pickled, missing or
     damaged weights; a missing tokenizer; code from the author needed; not a decoder. Never runs code from the folder,
@@ -135,19 +144,29 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     ways = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
     if attention not in ways:
         raise UserError(f"unknown attention {attention!r}", where="attention", instead=f"one of {', '.join(ways)}")
+    if stream not in STREAM:
+        raise UserError(f"unknown way to stream {stream!r}", where="stream", instead=f"one of {', '.join(STREAM)}")
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
     dtype, compute = _precision(bits)
     config, stretched = _config(path, context)
-    model = _model(path, bits, attention, dtype, compute, config if stretched else None)
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": _quantization(bits, compute)}
+    skeleton = None if stream == "never" else Skeleton.of(path, config, **how)
+    if skeleton and stream == "auto" and skeleton.fits:
+        skeleton = None
+    model = skeleton.model if skeleton else _model(path, config if stretched else None, **how)
     if stretched:
         positions.check(model, context, where=path)
         say(f"{name} reads {context:,} tokens at once: positions {stretched}")
     model.eval().requires_grad_(False)
     _keep_plain_kernels(model)
     base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute, positions=stretched)
-    base.layers()  # refuses a decoder of unknown build now, not after an hour
+    layers = base.layers()  # refuses a decoder of unknown build now, not after an hour
+    if skeleton:
+        skeleton.stream(layers, keep)
+        size, free = (f"{number / 1e9:.1f} GB" for number in (skeleton.bytes, skeleton.free))
+        say(f"{name} takes {size} of memory, {free} are free: {base.streamed} of {base.depth} layers stay on disk")
     return base
 
 
@@ -175,34 +194,32 @@ def _config(path: Path, context: int) -> tuple[Any, str]:
         return config, positions.stretch(config, context, where=path)
 
 
-def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: torch.dtype,
-           config: Any = None) -> PreTrainedModel:  # fmt: skip
-    quantization = None
+def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
     if bits == 4:
-        quantization = BitsAndBytesConfig(
+        return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
         )
-    elif bits == 8:
-        quantization = BitsAndBytesConfig(load_in_8bit=True)
-    with quiet():
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                quantization_config=quantization,
-                device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-            raise UserError(f"cannot load the model: {first_line(error)}", where=path) from error
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+def _model(path: Path, config: Any, *, dtype: torch.dtype, attention: str,
+           quantization: BitsAndBytesConfig | None) -> PreTrainedModel:  # fmt: skip
+    with loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers fills these with random numbers and only warns

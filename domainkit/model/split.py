@@ -88,19 +88,27 @@ class Trunk(nn.Module):
 
         done is told the number of a batch when it has passed a layer.
         """
-        states = [cast(Any, self.backbone).get_input_embeddings()(ids) for ids in batches]
+        states = [self.embed(ids) for ids in batches]
         found: list[list[Tensor]] = [[] for _ in batches]
         for i, layer in enumerate(self.layers):
-            skipped = [Skip() for _ in range(self.depth - 2)]
-            alone = _with_layers(self.backbone, [*skipped[:i], layer, self.tap, *skipped[i:]])
             with held([layer]):
                 for j, passing in enumerate(states):
-                    alone(inputs_embeds=passing, use_cache=False)
-                    states[j] = self.tap.take()
+                    states[j] = self.step(i, passing)
                     found[j] += self._passing
                     self._passing.clear()
                     done(j)
         return [torch.cat([*kept, last], -1) if kept else last for kept, last in zip(found, states, strict=True)]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What enters the lowest layer: (rows, tokens, width)."""
+        return cast(Any, self.backbone).get_input_embeddings()(ids)
+
+    def step(self, number: int, states: Tensor) -> Tensor:
+        """What leaves a layer that `states` (rows, tokens, width) enter."""
+        skipped = [Skip() for _ in range(self.depth - 2)]
+        alone = _with_layers(self.backbone, [*skipped[:number], self.layers[number], self.tap, *skipped[number:]])
+        alone(inputs_embeds=states, use_cache=False)
+        return self.tap.take()
 
     def _heard(self, layer: nn.Module) -> nn.Module:
         """The layer, telling what leaves it; the base's own stays as it was."""
@@ -157,9 +165,7 @@ def check_split(base: Base, layers: int) -> None:
     """
     device = base.model.device
     ids = torch.arange(3, 19, device=device)[None] % base.model.config.vocab_size  # (1, 16)
-    whole = base.model(input_ids=ids, use_cache=False).logits
-    trunk = Trunk(base, layers)
-    below = trunk.each([ids])[0] if trunk.streamed else trunk(ids)
+    whole, below = _side_by_side(base, Trunk(base, layers), ids)
     parts = top(base, layers)(inputs_embeds=below, use_cache=False).logits
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
         worst = float((whole - parts).abs().max())
@@ -168,6 +174,30 @@ def check_split(base: Base, layers: int) -> None:
             where=base.name,
             instead="a Llama-, Qwen- or DeepSeek-like decoder",
         )
+
+
+def _side_by_side(base: Base, trunk: Trunk, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the whole model, and what its trunk makes of the same tokens. Streamed layers are read once for both:
+    while one is in memory for the model, it takes its `step` for the trunk."""
+    if not trunk.streamed:
+        return base.model(input_ids=ids, use_cache=False).logits, trunk(ids)
+    below, stepping = trunk.embed(ids), False
+
+    def step(number: int, *_: object) -> None:
+        nonlocal below, stepping
+        if not stepping:  # the step itself calls the layer
+            stepping = True
+            below = trunk.step(number, below)
+            stepping = False
+
+    layers = base.layers()[: len(trunk.layers)]
+    hooks = [layer.register_forward_pre_hook(partial(step, i)) for i, layer in enumerate(layers)]
+    try:
+        whole = base.model(input_ids=ids, use_cache=False).logits
+        return whole, below
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_layers(base: Base, layers: int) -> None:

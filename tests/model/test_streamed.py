@@ -153,13 +153,18 @@ def test_each_layer_is_read_once_for_all_that_is_on_its_way(
     assert len(done) > len(blocks) * (DEPTH - KEPT)  # the bar moves within a block
 
 
-def test_a_split_is_proved_on_the_way_that_is_taken(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spoiled", range(DEPTH - KEPT))
+def test_a_split_is_proved_on_the_way_that_is_taken_in_one_reading(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, reads: Counter[str], spoiled: int
+) -> None:
     base = load_base(llama, bits=32, stream="always", keep=KEPT)
     check_split(base, KEPT)
-    real = Trunk.each
-    monkeypatch.setattr(Trunk, "each", lambda trunk, batches: [2 * states for states in real(trunk, batches)])
+    assert reads == {f"model.layers.{i}.": 1 for i in range(DEPTH - KEPT)}
+    real, sound = Trunk.step, logits(base)
+    monkeypatch.setattr(Trunk, "step", lambda trunk, i, states: real(trunk, i, states) * (1.1 if i == spoiled else 1))
     with pytest.raises(UserError, match="cannot be split"):
         check_split(base, KEPT)
+    assert torch.equal(logits(base), sound)
 
 
 # One at a time

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +138,20 @@ class Skeleton:
 
         layers: the decoder's. Raises UserError for weights that are missing, damaged or of another shape.
         """
-        count = max(len(layers) - keep, 0)
         names = {module: name for name, module in self.model.named_modules()}
-        files, own = _by_layer(self.path, names[layers], count)
+        files, own = _by_layer(self.path, names[layers], len(layers))
         with loading(self.path):
             self._check(files)
             self._compute_buffers()
             info = self._load(own[None])
             self.model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         self.model.requires_grad_(False)
-        for number, layer in enumerate(layers[:count]):
-            Streamed(layer, lambda layer=layer, wanted=own[number]: self._read(layer, f"{names[layer]}.", wanted))  # type: ignore[misc]
+        for number, layer in enumerate(layers):
+            read = partial(self._read, layer, f"{names[layer]}.", own[number])
+            if number < len(layers) - keep:
+                Streamed(layer, read)
+            else:
+                read()
 
     def _read(self, layer: nn.Module, prefix: str, wanted: Sequence[tuple[Path, str]]) -> None:
         with loading(self.path):

@@ -19,7 +19,7 @@ from domainkit.types import Sequence as Tokens
 BATCH = 1024  # padded tokens per forward pass: enough to keep a CPU busy, and texts of one length seldom need padding
 LARGE = 4096  # … on a GPU
 SHARD = 8192  # tokens per shard, some 15 seconds of work on two cores: what a kill can cost
-TOGETHER = 16384  # tokens that pass a streamed layer each time it is read: reading then costs a few per cent
+TOGETHER = 16384  # tokens that pass a streamed layer each time it is read and quantized, a sixth of the time then
 LARGE_TOGETHER = 131072  # … on a GPU, which computes faster than a disk gives it the layers
 TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is taken
 PROBE = 1024  # tokens the dtype is decided on

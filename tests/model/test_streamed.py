@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -138,6 +139,19 @@ def test_long_texts_and_stretched_positions_too(llama: Path, context: int) -> No
     (mine,) = Trunk(streamed, KEPT).each([ids])
     assert torch.equal(mine, Trunk(whole, KEPT)(ids)) and torch.equal(mine, Trunk(streamed, KEPT)(ids))
     assert streamed.positions == whole.positions
+
+
+def test_a_layer_alone_keeps_its_number(tmp_path: Path) -> None:
+    """The decoder masks a layer by where it stands: here every other one sees four tokens back."""
+    file = make_base(tmp_path, "qwen3", layers=DEPTH) / "config.json"
+    kinds = ["full_attention", "sliding_attention"] * DEPTH
+    sliding = {"use_sliding_window": True, "sliding_window": 4, "layer_types": kinds[:DEPTH]}
+    plain = load_base(tmp_path, bits=32)
+    file.write_text(json.dumps(json.loads(file.read_text()) | sliding))
+    whole, streamed = both(tmp_path)
+    ids = torch.randint(3, 300, (2, 30), generator=torch.Generator().manual_seed(0))
+    mine, theirs = Trunk(streamed, KEPT).each([ids])[0], Trunk(whole, KEPT)(ids)
+    assert torch.equal(mine, theirs) and not torch.allclose(theirs, Trunk(plain, KEPT)(ids), atol=1e-2)
 
 
 def test_each_layer_is_read_once_for_all_that_is_on_its_way(

@@ -164,8 +164,8 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute, positions=stretched)
     layers = base.layers()  # refuses a decoder of unknown build now, not after an hour
     if skeleton:
-        skeleton.stream(layers, keep)
         size, free = (f"{number / 1e9:.1f} GB" for number in (skeleton.bytes, skeleton.free))
+        skeleton.stream(layers, keep)
         say(f"{name} takes {size} of memory, {free} are free: {base.streamed} of {base.depth} layers stay on disk")
     return base
 

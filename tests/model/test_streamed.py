@@ -204,6 +204,7 @@ def test_one_layer_at_a_time_and_nothing_stays(folder: Path, tmp_path: Path) -> 
     try:
         check_split(base, KEPT)
         run(base, corpus(3), tmp_path, layers=KEPT, depths=(1,))
+        Trunk(base, KEPT, (1, 2))(IDS)
     finally:
         hook.remove()
     assert most == 1 and len(seen) > 100

@@ -13,7 +13,7 @@ from domainkit.joint import trained_tokens
 from domainkit.kinds import Prepared
 from domainkit.model.base import Base
 from domainkit.model.rows import DEPTH
-from domainkit.model.trunk import BATCH
+from domainkit.model.trunk import BATCH, TOGETHER
 from domainkit.nets.loss import BLOCK
 from domainkit.spec import Training
 
@@ -63,7 +63,6 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
     trunk = 2 * layer * (base.depth - training.layers) * sum(distinct.values())
     top = 2 * layer * training.layers * (1 + BACKWARD) * sum(trained.values())
     top += sum(4 * vocabulary * width * tokens for name, tokens in trained.items() if not prepared[name].labels)
-    resident = sum(p.numel() * p.element_size() for p in base.model.parameters())
     longest = max(distinct.values(), default=0)
     working = max(BATCH * width * 4 * 12, BLOCK * vocabulary * 4 * 2 + training.batch_tokens * width * 4 * 60,
                   longest * width * 4 * LONG)  # fmt: skip
@@ -72,12 +71,21 @@ def estimate(base: Base, prepared: Mapping[str, Prepared], training: Training) -
         len(base.added),
         sum(distinct.values()),
         sum(trained.values()),
-        int(RUNTIME + resident + working),
+        int(RUNTIME + _resident(base, training) + working),
         sum(distinct.values()) * width * (len(training.depths) + 1) * 2,
         terms / speed,
         trunk / speed,
         top / speed,
     )
+
+
+def _resident(base: Base, training: Training) -> int:
+    """Bytes of the base's weights in memory; of layers on disk, one at a time, and what is on its way through them."""
+    here = sum(p.numel() * p.element_size() for p in base.model.parameters() if not p.is_meta)
+    if not base.streamed:
+        return here
+    one = sum(p.numel() * p.element_size() for p in base.layers()[-1].parameters())
+    return here + one + TOGETHER * base.width * 4 * (len(training.depths) + 1)
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -80,8 +80,9 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
         raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
                         where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
     base = load_base(
-        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub
-    )
+        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub,
+        stream=training.stream, keep=training.layers,
+    )  # fmt: skip
     if record:
         bundle.check_base(record, base)
     check_split(base, domain.training.layers)

@@ -23,6 +23,7 @@ import torch
 
 from domainkit import claim, cli, recipes
 from domainkit.model import bundle
+from domainkit.model.base import load_base
 from domainkit.model.store import Store
 from domainkit.prepare import prepare
 from domainkit.spec import Domain
@@ -264,6 +265,22 @@ def test_the_record_says_what_the_run_belongs_to(desk: Desk) -> None:
 def test_one_seed_gives_one_adapter_even_from_an_empty_cache(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
     again = recipes.finetune(desk.request(tmp_path / "again"))
     assert same_weights(again, desk.run)
+
+
+def test_layers_on_disk_change_no_bit_of_a_run(
+    desk: Desk, own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recipes.finetune(desk.request(tmp_path / "run", overrides=("stream=always",)))
+    assert "2 of 4 layers stay on disk" in capsys.readouterr().err
+    assert same_weights(run, desk.run)
+    activations = times(own_cache / "activations")
+    whole = recipes.finetune(desk.request(tmp_path / "whole", overrides=("stream=never",)))
+    assert times(own_cache / "activations") == activations and "layers stay" not in capsys.readouterr().err
+    assert same_weights(whole, run)
+    recipes.evaluate(str(desk.domain), run=run, out=tmp_path / "reports")
+    for task in ("lm", "regulation"):
+        told = [read_report(folder, task) for folder in (run, whole, tmp_path)]
+        assert told[0]["scores"] == told[1]["scores"] == told[2]["scores"]
 
 
 def test_what_else_the_cache_holds_changes_no_score(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
@@ -637,6 +654,19 @@ def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: 
     header = 128  # bytes of every .npy file
     assert estimate.disk == sum(path.stat().st_size - header for path in shards(own_cache))
     assert estimate.trunk_tokens == estimate.disk // 2 // 64  # width 64, two bytes each
+
+
+def test_a_plan_leaves_out_the_memory_of_layers_on_disk(
+    desk: Desk, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domainkit.estimate.TOGETHER", 0)  # what is on its way is larger than these layers
+    way = ("bits=32",)
+    whole, streamed = (
+        recipes.plan(desk.request(tmp_path / "run", overrides=(*way, f"stream={how}"))) for how in ("never", "always")
+    )
+    layer = sum(p.numel() * 4 for p in load_base(desk.base, bits=32).layers()[0].parameters())
+    assert whole.memory - streamed.memory == layer  # two are on disk, one of them at a time in memory
+    assert whole.trunk_tokens == streamed.trunk_tokens
 
 
 def test_nothing_is_written_for_a_task_that_does_not_exist(desk: Desk, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def finish(folder: Path) -> None:
     with suppress(FileNotFoundError):
         (folder / WORK).rename(folder / DONE)  # at once: half of it would be an unfinished run that cannot go on
     shutil.rmtree(folder / DONE, ignore_errors=True)
+    (folder / LOCK).unlink(missing_ok=True)
     sweep(folder)
 
 

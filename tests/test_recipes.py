@@ -629,6 +629,7 @@ def test_killed_when_all_is_done_it_is_finished(
         recipes.finetune(desk.request(run))
     assert (run / claim.WORK).exists() == (moment == "before")
     assert (run / claim.DONE).exists() == (moment == "half deleted")
+    (run / claim.LOCK).touch()  # a process that is really killed leaves it
     recipes.finetune(desk.request(run, resume=True))
     assert same_weights(run, desk.run) and snapshot(run).keys() == FILES
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ import torch
 from machine import write_results
 from texts import texts
 
-from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
-from domainkit.model.split import top
+from domainkit.model.split import Trunk, top
 from domainkit.model.store import Store
+from domainkit.model.trunk import SHARD, forward
 from domainkit.nets.loss import token_logprobs
 from domainkit.types import Sequence as Tokens
 
@@ -62,11 +63,26 @@ def eight_bits(values: np.ndarray, block: int) -> np.ndarray:
     return (np.round(parts / scale).clip(-127, 127) * scale).reshape(values.shape)
 
 
-def stored(root: Path, base: Base, sequences: Sequence[Tokens], dtype: str) -> tuple[list[np.ndarray], float]:
-    """What a store gives back, and its bytes per token on disk."""
-    store: Store = trunk.run(base, LAYERS, sequences, root / dtype, disk_gb=10, dtype=dtype)
-    size = sum(path.stat().st_size for path in store.folder.iterdir())
-    return [store.get(s.digest) for s in sequences], size / sum(len(s.ids) for s in sequences)
+def stored(root: Path, sequences: Sequence[Tokens], values: Sequence[np.ndarray], dtype: str) -> dict[str, Any]:
+    """What a store gives back, its bytes per token on disk, and how long it takes to open and to verify."""
+    of = {"activations": dtype}
+    store = Store.create(root, of, width=values[0].shape[1], dtype=dtype, why="as set")
+    for at in range(0, len(sequences), SHARD // LENGTH):
+        part = slice(at, at + SHARD // LENGTH)
+        store.put([(s.digest, v) for s, v in zip(sequences[part], values[part], strict=True)])
+    size = sum(path.stat().st_size for path in store.folder.glob("*.safetensors"))
+    began = time.perf_counter()
+    again = Store.open(root, of)
+    opened = time.perf_counter()
+    assert again
+    again.verify(s.digest for s in sequences)
+    verified = time.perf_counter()
+    return {
+        "values": [again.get(s.digest) for s in sequences],
+        "bytes per token": round(size / sum(len(s.ids) for s in sequences), 1),
+        "seconds to open, per GB": round((opened - began) / size * 1e9, 2),
+        "seconds to verify, per GB": round((verified - opened) / size * 1e9, 2),
+    }
 
 
 def main() -> None:
@@ -74,20 +90,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000)
     args = parser.parse_args()
     load = [os.getloadavg()[0]]
+    torch.set_grad_enabled(False)
     base = load_base("smollm2-135m")
     sequences = cut(base, args.tokens)
+    passing = Trunk(base, LAYERS)
+    exact = [value for s in sequences for value in forward(passing, [s])]
     with tempfile.TemporaryDirectory() as folder:
-        kept = {dtype: stored(Path(folder), base, sequences, dtype) for dtype in ("float32", "float16")}
-    exact, _ = kept["float32"]
+        kept = {dtype: stored(Path(folder), sequences, exact, dtype) for dtype in ("float32", "float16")}
     for name, block in (("8 bits, a scale for each token", base.width), ("8 bits, a scale for each 64 numbers", 64)):
         values = [eight_bits(value, block) for value in exact]
-        kept[name] = values, base.width + 2 * base.width / block
+        kept[name] = {"values": values, "bytes per token": base.width + 2 * base.width / block}
     whole = losses(base, sequences, exact)
     results: dict[str, Any] = {"tokens": len(whole), "loss, nats per token": float(whole.mean())}
-    for name, (values, size) in kept.items():
-        found = losses(base, sequences, values)
-        results[name] = {
-            "bytes per token": round(size, 1),
+    for name, told in kept.items():
+        found = losses(base, sequences, told.pop("values"))
+        results[name] = told | {
             "loss changes, relative": float((found.mean() - whole.mean()) / whole.mean()),
             "mean change of a token's loss, nats": float((found - whole).abs().mean()),
         }

@@ -47,3 +47,6 @@ bench: setup
 	$(PY) benchmarks/lsh_attention.py four-bit
 	$(PY) benchmarks/lsh_recall.py
 	$(PY) benchmarks/streamed.py  # writes 13.5 GB into the temporary folder
+	$(PY) benchmarks/kills.py
+	$(PY) benchmarks/reuse.py
+	$(PY) benchmarks/activations.py

@@ -14,6 +14,7 @@ from domainkit.assets import cache_dir
 from domainkit.data.mix import split
 from domainkit.data.read import read
 from domainkit.evaluate import versions
+from domainkit.files import digest
 from domainkit.glossary import Glossary
 from domainkit.graph import ConceptGraph
 from domainkit.kinds import Corpus, Kind, Prepared, load_kind
@@ -248,6 +249,6 @@ def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
 def _provenance(path: Path, format: str) -> dict[str, str]:
     """Where data came from: path, format, and the SHA-256 of the file (or of the names and hashes below a folder)."""
     if path.is_file():
-        return {"path": str(path), "sha256": bundle.digest(path), "format": format or path.name.partition(".")[2]}
-    lines = [f"{p.relative_to(path)} {bundle.digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        return {"path": str(path), "sha256": digest(path), "format": format or path.name.partition(".")[2]}
+    lines = [f"{p.relative_to(path)} {digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
     return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": format or "folder"}

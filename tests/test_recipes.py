@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from domainkit import claim, cli, recipes
+from domainkit.files import digest
 from domainkit.model import bundle
 from domainkit.model.base import load_base
 from domainkit.model.store import Store
@@ -215,7 +217,7 @@ def test_reports_keep_the_contract(desk: Desk, task: str) -> None:
     assert all(source.keys() == {"path", "sha256", "format"} for source in report["data"].values())
     assert all(s["low"] <= s["value"] <= s["high"] for s in report["scores"].values())
     adapter = desk.run / ("triage" if task == "regulation" else "") / bundle.ADAPTER
-    assert report["adapter_sha256"] == bundle.digest(adapter)
+    assert report["adapter_sha256"] == digest(adapter)
 
 
 def test_the_base_stands_beside_the_adapted_model(desk: Desk) -> None:
@@ -254,7 +256,7 @@ def test_the_record_says_what_the_run_belongs_to(desk: Desk) -> None:
     assert record.files.keys() == {"domain.toml", "lm.toml", "regulation.toml"}
     assert record.tasks["regulation"]["labels"] == ["deposit", "loan"]
     assert {name: source["sha256"] for name, source in record.data.items()} == {
-        f"{task}/{name}": bundle.digest(desk.domain / "data" / f"{name}.jsonl")
+        f"{task}/{name}": digest(desk.domain / "data" / f"{name}.jsonl")
         for task, name in (("lm", "bank"), ("lm", "bank-zh"), ("lm", "general"), ("regulation", "paragraphs"))
     }
 
@@ -496,6 +498,13 @@ def test_resuming_with_changed_data_is_refused_by_name(desk: Desk, unfinished: P
     assert "paragraphs" not in str(fault.value)
 
 
+def test_damaged_settings_of_an_unfinished_run_are_refused(desk: Desk, unfinished: Path) -> None:
+    path = unfinished / claim.WORK / "run.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match=r"run\.json: damaged.*instead: --overwrite to start again"):
+        recipes.finetune(desk.request(unfinished, resume=True))
+
+
 def test_overwrite_starts_an_unfinished_run_anew(desk: Desk, unfinished: Path) -> None:
     run = recipes.finetune(desk.request(unfinished, overwrite=True))
     assert same_weights(run, desk.run) and snapshot(run).keys() == FILES
@@ -532,7 +541,7 @@ def wait_for_line(start: str, process: subprocess.Popen[str]) -> None:
 
 
 def shards(cache: Path) -> list[Path]:
-    return list(cache.glob("activations/*/*.npy"))
+    return list(cache.glob("activations/*/*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -595,6 +604,53 @@ def test_a_run_that_ends_between_two_renames_is_no_run(
     assert bundle.read(run).seed == 3
 
 
+def test_two_processes_may_fill_one_store_but_not_work_on_one_run(
+    reference: tuple[Desk, Path, tuple[str, ...]], own_cache: Path, tmp_path: Path
+) -> None:
+    desk, uninterrupted, settings = reference
+    more = [f"--set={setting}" for setting in settings]
+    runs = [tmp_path / "a", tmp_path / "b"]
+    processes = [spawn(desk, out, *more) for out in runs]
+    wait_for((runs[0] / claim.WORK / "run.json").exists, processes[0])
+    with pytest.raises(UserError, match=r"a: another process works on this run; instead: another --out"):
+        recipes.finetune(desk.request(runs[0], overrides=settings, resume=True))
+    for process, out in zip(processes, runs, strict=True):
+        _, err = process.communicate()
+        assert process.returncode == 0 and "computed anew" not in err, err
+        assert same_weights(out, uninterrupted) and snapshot(out).keys() == FILES
+    assert {path.name for path in shards(own_cache)} == {path.name for path in shards(uninterrupted.parent / "cache")}
+
+
+@pytest.mark.parametrize("moment", ["before", "half deleted"])
+def test_killed_when_all_is_done_it_is_finished(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What only an unfinished run needs is deleted last; half of it is never taken for a run that can go on."""
+
+    def delete_half(folder: Path, **_: Any) -> None:
+        for path in [p for p in sorted(folder.rglob("*")) if p.is_file()][:3]:
+            path.unlink()
+        if folder.exists():
+            raise Killed
+
+    def finish(folder: Path) -> None:
+        if moment == "before":
+            raise Killed
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", delete_half)
+            claim.finish(folder)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recipes, "finish", finish)
+        recipes.finetune(desk.request(run))
+    assert (run / claim.WORK).exists() == (moment == "before")
+    assert (run / claim.DONE).exists() == (moment == "half deleted")
+    (run / claim.LOCK).touch()  # a process that is really killed leaves it
+    recipes.finetune(desk.request(run, resume=True))
+    assert same_weights(run, desk.run) and snapshot(run).keys() == FILES
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_weights(
     reference: tuple[Desk, Path, tuple[str, ...]], own_cache: Path, tmp_path: Path
 ) -> None:
@@ -651,8 +707,8 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_cost(
 def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
     estimate = recipes.plan(desk.request(tmp_path / "run"))
     recipes.finetune(desk.request(tmp_path / "run", overrides=("activations=float16",)))
-    header = 128  # bytes of every .npy file
-    assert estimate.disk == sum(path.stat().st_size - header for path in shards(own_cache))
+    values = [value for path in shards(own_cache) for value in load_file(path).values()]
+    assert estimate.disk == sum(value.nbytes for value in values)
     assert estimate.trunk_tokens == estimate.disk // 2 // 64  # width 64, two bytes each
 
 

@@ -40,11 +40,12 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     """
     trunk = Trunk(base, layers, depths)
     store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+    store.verify(s.digest for s in sequences)
     shards = [
         shard for shard in plan(sequences, trunk.device) if any(s.digest not in store for batch in shard for s in batch)
     ]
     missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
-    held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
+    held = store.files(s.digest for s in sequences)
     make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
     for block in _blocks(trunk, shards):
         wanted = [[[s for s in batch if s.digest not in store] for batch in shard] for shard in block]

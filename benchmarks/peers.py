@@ -188,11 +188,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     out = [f"| | {' | '.join(columns.values())} |", f"|---|{'---:|' * len(columns)}"]
     for row in rows:
         told = {**row, "loss": row["losses"][-1][1] if row["losses"] else None}
-        cells = [
-            "–" if (v := told.get(key)) is None else f"{v:.4f}" if key == "loss" else f"{v:,.0f}" for key in columns
-        ]
-        out.append(f"| {row['side']} | {' | '.join(cells)} |" + (f" {row['error']}" if "error" in row else ""))
+        cells = [_cell(key, told.get(key)) for key in columns]
+        out.append(f"| {': '.join(row[key] for key in ('side', 'error') if key in row)} | {' | '.join(cells)} |")
     return "\n".join(out)
+
+
+def _cell(key: str, value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if key == "loss" else f"{value:,.0f}"
 
 
 def main() -> None:

@@ -63,8 +63,8 @@ def install(side: Side) -> str:
         [*pip, "install", "--quiet", f"torch=={version}", *side.needs], capture_output=True, text=True
     )
     (ENVIRONMENTS / side.name / "install.log").write_text(done.stderr)
-    if "+cpu" in torch.__version__:  # PyPI's torchvision belongs to its own torch, and imports fail beside another
-        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], capture_output=True)
+    if "+cpu" in torch.__version__:  # PyPI's belong to its own torch, and imports fail beside another
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio"], capture_output=True)
     return first_error(done.stderr) if done.returncode else ""
 
 

@@ -22,7 +22,7 @@ lora = LoraConfig(
     task_type="CAUSAL_LM",
     r=16,
     lora_alpha=32,
-    target_modules="all-linear",
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     layers_to_transform=[28, 29],
 )
 trainer = Trainer(

@@ -19,7 +19,7 @@ model = FastLanguageModel.get_peft_model(
     r=16,
     lora_alpha=32,
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    finetune_last_n_layers=2,
+    layers_to_transform=[28, 29],
     use_gradient_checkpointing=False,
 )
 trainer = SFTTrainer(

@@ -6,8 +6,8 @@
     python benchmarks/peers.py --tokens 2500 --epochs 2   # a quick look
 
 All train LoRA of rank 16 on the last two layers of the embedded base, on the token sequences that `domainkit finetune
-finance --task lm --no-glossary` trains on, one sequence of at most 512 tokens a step (domainkit: as many as fit into
-512), with the same learning rate, schedule and epochs. Every side is a fresh process that runs what its user would
+finance --task lm --no-glossary` trains on, packed into rows of at most 512 tokens, a row a step, with the same
+learning rate, schedule and epochs. Every side is a fresh process that runs what its user would
 write: the files in benchmarks/peers. Afterwards one judge reads the adapter that each side saved after every epoch
 and tells its loss on the same held-out sequences. Seconds are told by when these files were written: from the start of
 the process, so imports, loading and, for domainkit, reading the documents and the trunk are in. A peer that cannot be
@@ -41,26 +41,42 @@ POLL = 0.1  # seconds
 
 
 def sequences(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Write what all train on (train.jsonl) and are judged on (held.json); returns what there is to say of it."""
+    """Write what all train on (train.jsonl, and packed into rows: rows.jsonl) and are judged on (held.json); returns
+    what there is to say of it."""
     from domainkit.fit import plan_steps
+    from domainkit.model.batch import rows as pack
     from domainkit.prepare import Request, prepare
     from domainkit.spec import Domain
 
     domain = Domain.load("finance", overrides=overrides)
     setting = prepare(Request("finance", BASE, tasks=("lm",)), domain)
     train, test = setting.prepared["lm"].train, setting.prepared["lm"].test
-    rows = ({"input_ids": s.ids, "attention_mask": [1] * len(s.ids), "labels": s.ids} for s in train)
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packed = [packed_row(row) for row in pack(train, domain.training.context)]
+    for name, found in (("train.jsonl", [{"input_ids": s.ids} for s in train]), ("rows.jsonl", packed)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in found))
     (folder / "held.json").write_text(json.dumps([s.ids for s in test]))
     steps = len(plan_steps(setting.prepared, domain.training, 0)) / domain.training.epochs
     return {
         "base": str(setting.base.path),
         "dtype": str(setting.base.compute).removeprefix("torch."),
         "sequences": len(train),
+        "rows": len(packed),
         "tokens": sum(len(s.ids) for s in train),
         "held-out tokens": sum(len(s.ids) for s in test),
         "domainkit steps per epoch": steps,
         "digests": sorted({s.digest for s in train}),
+    }
+
+
+def packed_row(row: Iterable[Any]) -> dict[str, list[int]]:
+    """Sequences that share a row, in the words of the tools that take such: no first token is to be predicted."""
+    ids = [s.ids for s in row]
+    return {
+        "input_ids": [i for one in ids for i in one],
+        "labels": [i for one in ids for i in (-100, *one[1:])],
+        "position_ids": [place for one in ids for place in range(len(one))],
+        "segments": [number for number, one in enumerate(ids, 1) for _ in one],
+        "lengths": [len(one) for one in ids],
     }
 
 
@@ -148,7 +164,8 @@ def peers(args: argparse.Namespace, facts: Mapping[str, Any], folder: Path) -> I
         own = folder / side.name
         own.mkdir()
         (own / "base").symlink_to(facts["base"])
-        (own / "train.jsonl").symlink_to(folder / "train.jsonl")
+        for name in ("train.jsonl", "rows.jsonl"):
+            (own / name).symlink_to(folder / name)
         yield run(side, own, [part.format(**asked) for part in (*side.command, *side.more[args.bits])])
 
 

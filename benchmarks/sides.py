@@ -25,6 +25,7 @@ class Side:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()  # what pip is asked for; nothing: the environment that this runs in
     more: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # bits → rest of the command; absent: cannot
+    idle: tuple[str, ...] = ()  # what it imports and text does not need: empty modules where PyPI's do not load
 
 
 SCRIPT = dict.fromkeys((4, 32), ("{bits}", "{epochs}", "{dtype}"))
@@ -35,6 +36,7 @@ SIDES = (
         "LLaMA-Factory", ("with_llamafactory.sh", "with_llamafactory.yaml"), ("sh", "with_llamafactory.sh"),
         ("llamafactory", "bitsandbytes"),
         {4: ("num_train_epochs={epochs}", "quantization_bit=4", "bf16={fast}"), 32: ("num_train_epochs={epochs}",)},
+        ("torchaudio",),
     ),
     Side("Unsloth", ("with_unsloth.py",), ("python", "with_unsloth.py"), ("unsloth",), SCRIPT),
     Side(
@@ -65,6 +67,8 @@ def install(side: Side) -> str:
     (ENVIRONMENTS / side.name / "install.log").write_text(done.stderr)
     if "+cpu" in torch.__version__:  # PyPI's belong to its own torch, and imports fail beside another
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio"], capture_output=True)
+        for name in side.idle:
+            (next(environment(side).parent.glob("lib/python*/site-packages")) / f"{name}.py").touch()
     return first_error(done.stderr) if done.returncode else ""
 
 

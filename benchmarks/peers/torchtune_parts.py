@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from torch import nn
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 
@@ -24,9 +25,10 @@ def tokenizer():
     return SimpleNamespace(pad_id=2)
 
 
-def sequences(tokenizer, path):
+def sequences(tokenizer, path, packed):
+    names = {"tokens": "input_ids", "labels": "labels", "input_pos": "position_ids", "seq_lens": "lengths"}
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return [{"tokens": row["input_ids"], "labels": row["labels"]} for row in rows]
+    return [{ours: torch.tensor(row[theirs]) for ours, theirs in names.items()} for row in rows]
 
 
 def model(**lora):

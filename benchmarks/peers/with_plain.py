@@ -25,6 +25,7 @@ lora = LoraConfig(
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     layers_to_transform=[28, 29],
 )
+rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
 trainer = Trainer(
     model=get_peft_model(model, lora),
     args=TrainingArguments(
@@ -37,7 +38,7 @@ trainer = Trainer(
         save_strategy="epoch",
         report_to=[],
     ),
-    train_dataset=[json.loads(line) for line in Path("train.jsonl").read_text().splitlines()],
+    train_dataset=[{key: row[key] for key in ("input_ids", "labels", "position_ids")} for row in rows],
 )
 trainer.train()
 trainer.save_model()

@@ -28,6 +28,7 @@ trainer = SFTTrainer(
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_length=512,
+        packing=True,
         bf16=False,
         gradient_checkpointing=False,
         save_strategy="epoch",

@@ -25,7 +25,7 @@ model = FastLanguageModel.get_peft_model(
 trainer = SFTTrainer(
     model=model,
     processing_class=tokenizer,
-    train_dataset=load_dataset("json", data_files="train.jsonl", split="train"),
+    train_dataset=load_dataset("json", data_files="rows.jsonl", split="train").select_columns(["input_ids", "labels"]),
     args=SFTConfig(
         output_dir="out",
         per_device_train_batch_size=1,

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", choices=names, default=names, help="peers to run")
     parser.add_argument("--bits", type=int, default=4, choices=(4, 32), help="of the base's weights")
     parser.add_argument("--tokens", type=int, default=12_000, help="to train on per epoch")
-    parser.add_argument("--held", type=int, default=1_000, help="held-out tokens of each language and part")
+    parser.add_argument("--held", type=int, default=500, help="held-out tokens of each language and part")
     parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
     if args.install is not None:

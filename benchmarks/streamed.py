@@ -100,6 +100,9 @@ def tokenizer() -> Any:
 
 
 def ours(folder: Path, bits: int) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from domainkit.model.store import VALUES
     from domainkit.recipes import Request, finetune
 
     with tempfile.TemporaryDirectory() as work:
@@ -108,9 +111,10 @@ def ours(folder: Path, bits: int) -> dict[str, Any]:
         request = Request("finance", str(folder), Path(work) / "run", tasks=("lm",), limit=200, overrides=settings)
         run = finetune(request)
         report = json.loads((run / "reports" / "lm.json").read_text())
-        shards = (Path(work) / "cache" / "activations").rglob("*.npy")
-        tokens = sum(path.stat().st_size // 2 for path in shards) // json.loads(
-            (folder / "config.json").read_text())["hidden_size"]  # fmt: skip
+        tokens = 0
+        for shard in (Path(work) / "cache" / "activations").rglob("*.safetensors"):
+            with safe_open(shard, "numpy") as file:
+                tokens += file.get_slice(VALUES).get_shape()[0]
         return {"tokens through the trunk": tokens, "summary": report["summary"]}
 
 

@@ -118,7 +118,7 @@ def test_the_store_holds_the_same_bytes(
 ) -> None:
     for name, base in zip(("whole", "streamed"), both(folder, bits), strict=True):
         run(base, corpus(20), tmp_path / name, layers=KEPT, depths=depths, dtype="auto")
-    assert len(shards(tmp_path / "whole")) > 8
+    assert len(shards(tmp_path / "whole")) > 4
     assert shards(tmp_path / "streamed") == shards(tmp_path / "whole")  # one key, the same names, every bit
 
 

@@ -626,17 +626,56 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_cost(
     before = times(desk.folder)
     ended = domainkit("finetune", str(desk.domain), "--base", str(desk.base), "--dry-run")
     assert ended.code == 0
-    for needed in ("task lm:", "task regulation:", "tokens once, about", " s\n", "memory: about", "GB", "disk:", "MB"):
+    for needed in (
+        "task lm",
+        "task regulation",
+        "tokens once, counted",
+        " s\n",
+        "peak:",
+        "GB",
+        "disk",
+        "MB",
+        "workers:",
+    ):
         assert needed in ended.out
     assert times(desk.folder) == before and not list(tmp_path.iterdir())
 
 
 def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
-    estimate = recipes.plan(desk.request(tmp_path / "run"))
-    recipes.finetune(desk.request(tmp_path / "run", overrides=("activations=float16",)))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):  # no weights
+        shutil.copy(desk.base / name, bare)
+    changed = {"overrides": ("activations=float16", "depths=[1]")}
+    estimate = recipes.plan(replace(desk.request(tmp_path / "run", **changed), base=str(bare)))
+    recipes.finetune(desk.request(tmp_path / "run", **changed))
     header = 128  # bytes of every .npy file
     assert estimate.disk == sum(path.stat().st_size - header for path in shards(own_cache))
-    assert estimate.trunk_tokens == estimate.disk // 2 // 64  # width 64, two bytes each
+    assert estimate.data.tokens == estimate.disk // 2 // 2 // 64  # width 64, two depths, two bytes each
+    domain = Domain.load(str(desk.domain), overrides=changed["overrides"])
+    real = recipes.fresh_top(prepare(desk.request(tmp_path / "run", **changed), domain), 0)
+    assert estimate.learning == sum(value.numel() for value in real.trainable().values())
+
+
+def test_a_plan_for_tokens_that_are_not_there_needs_a_config_only(desk: Desk, tmp_path: Path) -> None:
+    config = Path(shutil.copy(desk.base / "config.json", tmp_path / "model.json"))
+    small, large = (
+        recipes.plan(replace(desk.request(tmp_path / "run"), base=str(config)), tokens) for tokens in (10_000, 10**9)
+    )
+    assert (small.data.tokens, small.disk) == (10_000, 10_000 * 64 * 2) and large.disk == 10**9 * 64 * 2
+    assert sum(small.data.trained.values()) == pytest.approx(20_000, abs=2)  # two epochs
+    assert large.peak > 10**11 > small.peak  # the text has to be held
+    assert small.learning == recipes.plan(desk.request(tmp_path / "run")).learning  # labels are those of the data
+
+
+def test_attention_takes_time_with_the_square_of_a_long_context(desk: Desk, tmp_path: Path) -> None:
+    def trunk(context: int, attention: str) -> float:
+        overrides = (f"context={context}", f"batch_tokens={context}", f"attention={attention}")
+        phases = recipes.plan(desk.request(tmp_path / "run", overrides=overrides), 10**7).phases
+        return float(next(phase.seconds or 0 for phase in phases if phase.name == "trunk"))
+
+    assert trunk(65536, "sdpa") > 20 * trunk(1024, "sdpa")  # at width 64 nearly all of it is attention
+    assert trunk(65536, "lsh") < trunk(65536, "sdpa") / 3
 
 
 def test_nothing_is_written_for_a_task_that_does_not_exist(desk: Desk, tmp_path: Path) -> None:

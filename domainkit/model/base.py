@@ -165,8 +165,8 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
-    dtype, compute = _precision(bits)
-    config, stretched = _config(path, context)
+    dtype, compute = precision(bits)
+    config, stretched = configuration(path, context)
     model = _model(path, bits, attention, dtype, compute, config if stretched else None)
     if stretched:
         positions.check(model, context, where=path)
@@ -290,7 +290,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
-def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
+def precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     """What is not quantized, and what matrix products are computed in.
 
     A CPU with AVX512-BF16 multiplies bfloat16 twice as fast as float32; without, many times slower. Its other
@@ -304,7 +304,7 @@ def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.bfloat16 if quick else dtype
 
 
-def _config(path: Path, context: int) -> tuple[Any, str]:
+def configuration(path: Path, context: int) -> tuple[Any, str]:
     """The decoder's configuration, fit for sequences of `context` tokens, and what was done to its positions."""
     with quiet():
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import safetensors.torch
 from safetensors import safe_open
@@ -77,6 +78,20 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
         rows = Rows(*(file.get_tensor(name) for name in ("input", "output") if name in file.keys()))  # noqa: SIM118
         told = json.loads(file.metadata()["mismatch"])
     return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
+
+
+def reserve(base: Base, glossary: Glossary, learn: Sequence[str]) -> Taught:
+    """`teach` for a base without weights: the same tokens, and rows that hold nothing."""
+    vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
+    if not vocabulary.forms:
+        return Taught(base, vocabulary, {})
+    size = vocabulary.first + len(vocabulary.forms)
+    if size > len(base.embedding.weight):
+        cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
+        base.model.requires_grad_(False)
+    added = tuple(range(vocabulary.first, size))
+    grown = replace(base, tokenizer=inject(base.tokenizer, vocabulary), plain=base.tokenizer, added=added)
+    return Taught(grown, vocabulary, {})
 
 
 def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows, found: Sequence[Window],

@@ -73,7 +73,7 @@ def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
     yield f"memory needed: {needed}"
     yield f"memory here: {_gb(machine.memory)}, of which a run may take {ROOM:.0%}"
     if advice.bits is None:
-        streamed = f"the trunk layer by layer takes {_gb(estimate.streamed)}"
+        streamed = f"{training.bits} with the layers on disk, one at a time, take {_gb(estimate.streamed)}"
         yield f"bits: none fit; {streamed}" + ("" if advice.stream else ", which is too much as well")
     elif training.bits > advice.bits:
         yield f"bits: {training.bits} do not fit, {advice.bits} do: --set bits={advice.bits}"

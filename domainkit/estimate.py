@@ -14,11 +14,11 @@ from torch import nn
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Prepared
 from domainkit.model import rows
-from domainkit.model.base import BITS, Base
+from domainkit.model.base import BITS, Base, precision
 from domainkit.model.crossover import AT
 from domainkit.model.outline import linear_maps, on_disk, size
 from domainkit.model.top import Top
-from domainkit.rehearse import Work
+from domainkit.rehearse import FLOAT, Need, Work
 from domainkit.spec import Training
 
 EFFICIENCY = 0.7  # of a plain matrix product's speed that a decoder layer reaches
@@ -26,6 +26,8 @@ BACKWARD = 1.5  # frozen weights: gradients of the inputs only, plus LoRA and at
 ROUNDS = 3  # times that calibrating a glossary's rows goes through the output head
 LEARNS = 16  # bytes for each number that learns: itself, its gradient, and two of AdamW
 UNPACKED = {4: 6, 8: 6, 16: 0, 32: 0}  # bytes for each weight of the matrix that is just being multiplied
+TOGETHER = 16384  # tokens that pass a layer together where layers stay on disk
+ENGINE = 100e6  # bytes of code and tables that torch's kernels bring in once they compute
 TEXT = 100  # bytes that a token takes while its text, its id and what is known of it are held
 
 
@@ -99,15 +101,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Estimator:
-    """What figures are computed from. base and top: on the meta device. resident: bytes of the program with the data,
-    now and at most so far."""
+    """What figures are computed from. base and top: on the meta device. resident: bytes of the program without the
+    data, with it, and at most while it was read."""
 
     base: Base
     top: Top
     training: Training
     data: Data
     work: Work
-    resident: tuple[int, int]
+    resident: tuple[int, int, int]
 
     def estimate(self) -> Estimate:
         """All figures."""
@@ -127,26 +129,50 @@ class Estimator:
             {bits: max(phase.needed for phase in self.phases(bits)) for bits in BITS},
             self._streamed(),
             max(parts[name].needed for name in ("load the base", "trunk")),
-            self.work.train,
+            self.work.train.peak,
         )
 
     def phases(self, bits: int) -> tuple[Phase, ...]:
         """The phases of a run with the base in so many bits, in their order."""
-        weights, top, work = size(self.base, bits), size(self.base, bits, self._last), self.work
-        now, most = self.resident
-        held, unpacked, file = now + weights, self._unpacked(bits), on_disk(self.base)
-        found = [
-            Phase("load the base", now + weights + file, file),
-            Phase("read the data", most + weights),
-            Phase("learn the terms", held + unpacked + work.terms if work.terms else 0),
-            Phase("solve heads", held + work.heads if work.heads else 0),
-            Phase("trunk", held + max(unpacked + work.trunk, top)),
-            Phase("train the top", held + top + LEARNS * self._learning + unpacked + work.train + self._disk,
-                  self._disk),
-            Phase("evaluate", held + top + LEARNS * self._learning + unpacked + work.evaluate + self._disk,
-                  self._disk),
-        ]  # fmt: skip
-        return tuple(phase for phase in found if phase.peak)
+        (before, now, most), work, disk = (int(ENGINE + r) for r in self.resident), self.work, self._disk
+        top, unpacked, learns = size(self.base, bits, self._last), self._unpacked(bits), LEARNS * self._learning
+        (loading, read), (weights, left) = self._loading(bits), self._loaded(bits)
+        held = now + weights
+        parts = [
+            ("learn the terms", work.terms, held + unpacked, left),
+            ("solve heads", work.heads, held, left),
+            ("trunk", work.trunk + Need(max(0, top - work.trunk.peak)), held + unpacked, left),
+            ("train the top", work.train, held + top + learns + unpacked + disk, left + disk),
+            ("evaluate", work.evaluate, held + top + learns + unpacked + disk, left + disk),
+        ]
+        found = [Phase("load the base", before + loading, read), Phase("read the data", most + weights, left)]
+        kept = 0  # by the process, of what earlier phases worked with
+        for name, need, beside, mapped in parts:
+            if need.peak:
+                kept = max(kept, need.kept)
+                found.append(Phase(name, beside + need.peak - need.kept + kept, mapped))
+        return tuple(found)
+
+    def _loading(self, bits: int) -> tuple[int, int]:
+        """Bytes of the weights while they are loaded, the mapped files among them, and what of these can be let go."""
+        weights, kept, (file, saved) = *self._sizes(bits), on_disk(self.base)
+        if saved == precision(bits)[0]:  # what is not quantized stays where it is mapped
+            return weights - kept + file, max(0, file - kept)
+        return weights + file, file
+
+    def _loaded(self, bits: int) -> tuple[int, int]:
+        """The same from then on. Of a file of which anything is in use all stays mapped."""
+        weights, kept, (file, saved) = *self._sizes(bits), on_disk(self.base)
+        if saved != precision(bits)[0]:
+            return weights, 0
+        grown = size(self.base, bits, [self.base.embedding]) if self.base.added else 0  # a copy, no longer in the file
+        return weights - kept + grown + file, max(0, file - kept + grown)
+
+    def _sizes(self, bits: int) -> tuple[int, int]:
+        """Bytes of all weights, and of those that are not quantized."""
+        weights = size(self.base, bits)
+        packed = linear_maps(self.base, [self.base.model]) if bits < 16 else []
+        return weights, weights - sum(size(self.base, bits, [m]) for m in packed)
 
     @property
     def _last(self) -> list[nn.Module]:
@@ -166,12 +192,12 @@ class Estimator:
         return UNPACKED[bits] * max((m.weight.numel() for m in linear_maps(self.base, self.base.layers())), default=0)
 
     def _streamed(self) -> int:
-        """Everything outside the trunk, one layer of it, and what passes through that."""
+        """Everything but the trunk, one layer of it, and the states that pass that one together."""
         layers, base = list(self.base.layers()), self.base
         inside = size(base, base.bits, layers[: -self.training.layers])
         largest = max(size(base, base.bits, [layer]) for layer in layers)
-        whole = size(base, base.bits)
-        return max(p.needed for p in self.phases(base.bits)) - inside + largest if whole else 0
+        passing = TOGETHER * base.width * (len(self.training.depths) + 1) * FLOAT
+        return max(phase.needed for phase in self.phases(base.bits)) - inside + largest + passing
 
     def _timed(self, phases: Iterable[Phase]) -> tuple[Phase, ...]:
         """The phases with the seconds of those that take long."""

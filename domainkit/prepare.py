@@ -164,9 +164,9 @@ def _teach(base: Base, glossary: Glossary, examples: Mapping[str, Mapping[str, S
     """Tokens for the glossary's terms, learned from what the tasks may learn from."""
     every = {(source, e.text): e for found in examples.values() for source, some in found.items() for e in some}
     learn, check = split(every.values())
-    if dry:
-        return reserve(base, glossary, [e.text for e in learn])
     tokens = training.glossary_tokens
+    if dry:
+        return reserve(base, glossary, [e.text for e in learn], tokens=tokens)
     with bar("terms", tokens) as advance:
         return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
                      cache=cache_dir() / "rows", progress=advance)  # fmt: skip

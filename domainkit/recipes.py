@@ -77,14 +77,15 @@ def plan(request: Request, tokens: int | None = None) -> Estimate:
     training = domain.training
     base = outline(request.base, bits=training.bits, attention=training.attention, context=training.context,
                    hub=request.hub, spell=tokens is not None)  # fmt: skip
+    before = psutil.Process().memory_info().rss
     setting = prepare(request, domain, outline=base)
     data = Data.of(setting.prepared, training, tokens)
-    resident = psutil.Process().memory_info().rss + data.unread, peak_rss_mb() * 2**20 + data.unread
+    now, most = psutil.Process().memory_info().rss + data.unread, peak_rss_mb() * 2**20 + data.unread
     unsolved = {name: replace(prepared, labelled=()) for name, prepared in setting.prepared.items()}
     with torch.device("meta"):
         top = fresh_top(replace(setting, prepared=unsolved), request.seed)
     work = Rehearsal(setting.base, top, setting.kinds, setting.prepared, training, data.longest, data.tokens).work()
-    return Estimator(setting.base, top, training, data, work, resident).estimate()
+    return Estimator(setting.base, top, training, data, work, (before, now, most)).estimate()
 
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),

@@ -6,7 +6,7 @@ zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from domainkit.model.batch import Batch, Row, batches, collate
 from domainkit.model.split import Trunk
 from domainkit.model.top import SHARED, Top
 from domainkit.nets.loss import BLOCK
-from domainkit.nets.meter import Meter
+from domainkit.nets.meter import LARGE, Meter
 from domainkit.nets.words import PHRASES
 from domainkit.spec import Training
 
@@ -30,14 +30,40 @@ FLOAT = 4  # bytes of a number of the activations, once they are read from the s
 
 
 @dataclass(frozen=True)
-class Work:
-    """Bytes of the tensors that come and go in each phase, at most."""
+class Need:
+    """Bytes of tensors that come and go."""
 
-    terms: int  # learning the rows of a glossary's tokens; 0 where there are none
-    heads: int  # solving heads that are not trained
-    trunk: int
-    train: int
-    evaluate: int
+    peak: int = 0  # at most
+    kept: int = 0  # of tensors so small that the process keeps their memory when they go; at most as well
+
+    @classmethod
+    def of(cls, meter: Meter) -> Need:
+        return cls(meter.peak, meter.kept)
+
+    @classmethod
+    def most(cls, needs: Iterable[Need]) -> Need:
+        """Of computations that follow one another."""
+        found = [cls(), *needs]
+        return cls(max(need.peak for need in found), max(need.kept for need in found))
+
+    def __add__(self, other: Need) -> Need:
+        return Need(self.peak + other.peak, self.kept + other.kept)
+
+    @classmethod
+    def pieces(cls, size: int, piece: int) -> Need:
+        """Tensors of `piece` bytes, `size` together."""
+        return cls(size, size if piece < LARGE else 0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each phase works with."""
+
+    terms: Need  # learning the rows of a glossary's tokens
+    heads: Need  # solving heads that are not trained
+    trunk: Need
+    train: Need
+    evaluate: Need
 
 
 @dataclass(frozen=True)
@@ -56,35 +82,40 @@ class Rehearsal:
         """What the phases work with."""
         with torch.device("meta"):
             forward = self._forward()
-            terms = self._terms() if self.base.added else 0
-            solved = max((self._solved(name) for name in self.kinds), default=0)
+            terms = self._terms() if self.base.added else Need()
+            solved = Need.most(self._solved(name) for name in self.kinds)
         leads = [(lead, *along) for lead, along in companions(self.prepared).items() if self.prepared[lead].train]
-        return Work(
-            terms,
-            solved,
-            self._trunk(forward),
-            max((self._step(names) for names in leads), default=0),
-            self._evaluation(forward),
-        )
+        steps = Need.most(self._step(names) for names in leads)
+        return Work(terms, solved, self._trunk(forward), steps, self._evaluation(forward))
 
     @property
     def _stored(self) -> int:
         """Bytes of a token's activations, as batches have them."""
         return FLOAT * self.base.width * (len(self.training.depths) + 1)
 
-    def _forward(self) -> int:
+    def _forward(self) -> Need:
         """One batch of the trunk."""
         ids = torch.zeros(max(1, trunk.BATCH // self.longest), self.longest, dtype=torch.long)
         with Meter() as meter:
             Trunk(self.base, self.training.layers, self.training.depths)(ids)
-        return meter.peak
+        return Need.of(meter)
 
-    def _trunk(self, forward: int) -> int:
-        """A shard is held until it is full, then put together, and rounded."""
-        shard = min(self.tokens, trunk.SHARD + max(trunk.BATCH, self.longest)) * self._stored
-        return max(shard + forward, 2 * shard + shard // 2)
+    def _trunk(self, forward: Need) -> Need:
+        """A shard is held until it is full, then put together, and rounded; before, the dtype on disk is chosen, for
+        which a sample's loss is computed."""
+        batch = max(trunk.BATCH, self.longest)
+        shard = min(self.tokens, trunk.SHARD + batch) * self._stored
+        held = Need.pieces(shard, min(self.tokens, batch) * self._stored)
+        whole = Need.pieces(shard, shard) + Need.pieces(shard // 2, shard // 2)
+        choosing = self._logits(BLOCK) if self.training.activations == "auto" else Need()
+        return Need.most([held + forward, held + whole, choosing])
 
-    def _terms(self) -> int:
+    def _logits(self, tokens: int) -> Need:
+        """Logits of so many tokens, and as much again: a copy, or their softmax."""
+        one = tokens * len(self.base.head.weight) * FLOAT
+        return Need.pieces(2 * one, one)
+
+    def _terms(self) -> Need:
         """Distilling rows through the first layers, then calibrating them on the output head."""
         vocabulary, width = self.base.head.weight.shape
         size = self.base.head.weight.element_size()
@@ -92,36 +123,38 @@ class Rehearsal:
         with Meter() as meter:
             states = Trunk(self.base, max(1, self.base.depth - rows.DEPTH)).states(inputs_embeds=embeds)
             states.float().sum().backward()
-        logits = 2 * rows.BATCH * vocabulary * FLOAT + (vocabulary * width * FLOAT if size < FLOAT else 0)
-        states_of_sample = rows.SAMPLE * rows.CHUNK * width * FLOAT
-        return max(meter.peak + embeds.nbytes, logits + states_of_sample, vocabulary * width * size)
+        calibrating = self._logits(rows.BATCH) + Need(0 if size == FLOAT else vocabulary * width * FLOAT)
+        grown = Need.pieces(vocabulary * width * size, vocabulary * width * size)
+        return Need.most([Need.of(meter), calibrating, grown])
 
-    def _solved(self, name: str) -> int:
+    def _solved(self, name: str) -> Need:
         """A head that is solved from labelled texts: words in float64, or a translator, whose solving works on meta."""
         prepared = self.prepared[name]
-        if prepared.train or not prepared.labelled:
+        if not prepared.labelled:
+            return Need()
+        if prepared.train:
             features = self.base.model.config.vocab_size + PHRASES
-            return 24 * features * len(prepared.labels) if prepared.labelled else 0
+            return Need.pieces(24 * features * len(prepared.labels), 8 * features * len(prepared.labels))
         with Meter() as meter:
             self.kinds[name].head(self.base, prepared)
-        return meter.peak
+        return Need.of(meter)
 
-    def _step(self, names: Sequence[str]) -> int:
+    def _step(self, names: Sequence[str]) -> Need:
         """One training step of the first of the tasks, and of those that come along."""
         batch = self._batch(names[0], "train", self.training.batch_tokens)
         losses = [self._loss(name, batch, learn=True) for name in names]
         with torch.device("meta"), Meter() as meter:
             states = self._states(batch, {asked for asked, _ in losses})
-            alive = meter.now
+            alive = Need(meter.now, meter.small)
             states.float().sum().backward()
-        return max(meter.peak, alive + sum(size for _, size in losses))
+        return Need.most([Need.of(meter), sum((need for _, need in losses), alive)])
 
-    def _evaluation(self, forward: int) -> int:
+    def _evaluation(self, forward: Need) -> Need:
         """Reading held-out texts, from the store and without it, and writing summaries."""
-        found = [self._writing()] if any(type(k).__module__.endswith(".summary") for k in self.kinds.values()) else [0]
+        found = [self._writing()] if any(type(k).__module__.endswith(".summary") for k in self.kinds.values()) else []
         for name, prepared in self.prepared.items():
             tested = sum(len(s.ids) for s in prepared.test)
-            asked, loss = "states", 2 * BLOCK * len(self.base.head.weight) * FLOAT
+            asked, loss = "states", self._logits(BLOCK)
             if prepared.train and self._head(name):
                 asked, loss = self._loss(name, self._batch(name, "train", passing.BATCH), learn=False)
             batch = self._batch(name, "test", passing.BATCH)
@@ -130,15 +163,16 @@ class Rehearsal:
             held = min(tested, passing.HELD) * self._stored
             if asked == "depths":
                 held += min(tested, SHARED) * (self._stored + FLOAT * self.base.width)
-            found.append(held + max(meter.peak + loss, forward))
-        return max(found)
+            pieces = Need.pieces(held, min(tested, passing.BATCH) * self._stored)
+            found.append(pieces + Need.most([Need.of(meter) + loss, forward]))
+        return Need.most(found)
 
-    def _writing(self) -> int:
+    def _writing(self) -> Need:
         """Prompts of many texts at once, through all layers, and their keys and values."""
         ids = torch.zeros(max(1, decode.BATCH // self.longest), self.longest, dtype=torch.long, device="meta")
         with torch.device("meta"), torch.no_grad(), Meter() as meter:
             self.base.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        return meter.peak
+        return Need.of(meter)
 
     def _batch(self, name: str, side: str, batch_tokens: int) -> Batch:
         """The largest batch of a task's sequences, with one number in place of each token's activations."""
@@ -170,8 +204,8 @@ class Rehearsal:
         """A task's head, not solved."""
         return self.kinds[name].head(self.base, replace(self.prepared[name], labelled=()))
 
-    def _loss(self, name: str, batch: Batch, *, learn: bool) -> tuple[str, int]:
-        """Which states a task asks for, and the bytes that its loss of a batch works with."""
+    def _loss(self, name: str, batch: Batch, *, learn: bool) -> tuple[str, Need]:
+        """Which states a task asks for, and what its loss of a batch works with."""
         prepared, head = self.prepared[name], self._head(name)
         own = {s.digest: s for s in prepared.train}
         batch = replace(batch, placed=tuple((at, own[s.digest]) for at, s in batch.placed if s.digest in own))
@@ -180,7 +214,8 @@ class Rehearsal:
             loss = self.kinds[name].loss(cast(Top, standing), batch, prepared.labels)
             if learn:
                 loss.backward()
-        return standing.asked, meter.peak - standing.size
+        given = Need.pieces(-standing.size, standing.size)
+        return standing.asked, Need.of(meter) + given
 
 
 class _Standing:

@@ -72,8 +72,8 @@ def test_workers_are_as_many_as_memory_and_cores_allow(gigabytes: float, cores: 
     [
         (4, 40, "bits: 4 fit, 32 would"),
         (32, 10, "bits: 32 do not fit, 8 do: --set bits=8"),
-        (4, 3, "bits: none fit; the trunk layer by layer takes 2.00 GB"),
-        (4, 1, "layer by layer takes 2.00 GB, which is too much as well"),
+        (4, 3, "bits: none fit; 4 with the layers on disk, one at a time, take 2.00 GB"),
+        (4, 1, "one at a time, take 2.00 GB, which is too much as well"),
     ],
 )
 def test_advice_is_said_in_short_lines(bits: int, gigabytes: float, said: str) -> None:

@@ -80,8 +80,11 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
 
 
-def reserve(base: Base, glossary: Glossary, learn: Sequence[str]) -> Taught:
-    """`teach` for a base without weights: the same tokens, and rows that hold nothing."""
+def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int) -> Taught:
+    """`teach` for a base without weights: the same tokens, and rows that hold nothing.
+
+    The texts are cut as they are for distilling, so that this process comes to hold what that one does.
+    """
     vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
     if not vocabulary.forms:
         return Taught(base, vocabulary, {})
@@ -89,9 +92,11 @@ def reserve(base: Base, glossary: Glossary, learn: Sequence[str]) -> Taught:
     if size > len(base.embedding.weight):
         cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
         base.model.requires_grad_(False)
+    tokenizer = inject(base.tokenizer, vocabulary)
+    if tokens:
+        windows(_with_pairs(glossary, learn), base, tokenizer, vocabulary.first, tokens=tokens)
     added = tuple(range(vocabulary.first, size))
-    grown = replace(base, tokenizer=inject(base.tokenizer, vocabulary), plain=base.tokenizer, added=added)
-    return Taught(grown, vocabulary, {})
+    return Taught(replace(base, tokenizer=tokenizer, plain=base.tokenizer, added=added), vocabulary, {})
 
 
 def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows, found: Sequence[Window],

@@ -77,15 +77,14 @@ def linear_maps(base: Base, modules: Iterable[nn.Module]) -> list[nn.Linear]:
     return [m for module in modules for m in module.modules() if isinstance(m, nn.Linear) and m is not base.head]
 
 
-def on_disk(base: Base) -> int:
-    """Bytes of the weights as they were saved: of the files, or where there are none as config.json says."""
-    files = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
-    if files:
-        return files
-    facts = json.loads((base.path / CONFIG).read_text(encoding="utf-8")) if (base.path / CONFIG).is_file() else {}
-    saved = getattr(torch, str(facts.get("dtype") or facts.get("torch_dtype")), None)
-    itemsize = saved.itemsize if isinstance(saved, torch.dtype) else 2
-    return sum(p.numel() for p in base.model.parameters()) * itemsize
+def on_disk(base: Base) -> tuple[int, torch.dtype]:
+    """Bytes of the weights as they were saved, and their dtype: as config.json says, which may say nothing (16 bits,
+    as most are)."""
+    file = base.path / CONFIG
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    saved = getattr(torch, str(facts.get("dtype") or facts.get("torch_dtype")), torch.bfloat16)
+    found = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
+    return found or sum(p.numel() for p in base.model.parameters()) * saved.itemsize, saved
 
 
 def _packed(shape: torch.Size, bits: int) -> int:
@@ -135,22 +134,21 @@ class _Flash(torch.autograd.Function):
 def _attention(way: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
                dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> tuple[Tensor, None]:  # fmt: skip
     """As every function of Transformers' AttentionInterface. Mask: (rows, 1, queries, keys) bool, or None."""
-    group = query.shape[1] // key.shape[1]
     long = way == LSH and mask is None and query.shape[2] >= AT
-    if group > 1 and not long:
+    scores_too = way == "eager" or query.shape[3] != value.shape[3]  # torch's kernel for CPUs knows one width only
+    group = query.shape[1] // key.shape[1]
+    if group > 1 and (scores_too or mask is not None):
         key, value = (of[:, :, None].expand(-1, -1, group, -1, -1).reshape(*query.shape[:2], *of.shape[2:])
                       for of in (key, value))  # fmt: skip
     mask = None if mask is None else mask.to(query.dtype)
-    if long:
-        work = query.new_empty(SHARED, query.numel())
-        found = _Flash.apply(query, key, value, None)
-        del work
-    elif way == "eager" or query.shape[3] != value.shape[3]:  # torch's kernel for CPUs knows one width only
+    if scores_too and not long:
         scores = query @ key.mT * (scaling or 1.0)
         scores = scores if mask is None else scores + mask
         found = scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
     else:
+        work = query.new_empty(SHARED, query.numel()) if long else None
         found = _Flash.apply(query, key, value, mask)
+        del work
     return found.transpose(1, 2).contiguous(), None
 
 

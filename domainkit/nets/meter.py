@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+LARGE = 32 * 2**20  # bytes from which glibc always takes memory from the system, and gives it back; see mallopt(3)
+COPYING = {torch.ops.aten.logsumexp.default}  # kernels that make a copy of their input
+
 
 class Meter(TorchDispatchMode):
     """Within this block counts the bytes of the tensors that operations make, views once: `now` are alive, `peak` were
-    at most. What was there before (weights, inputs) does not count, nor what a kernel needs inside itself.
+    at most; `small` and `kept` are those of tensors below LARGE, whose memory a process on a CPU keeps when they go.
+    What was there before (weights, inputs) does not count, nor what most kernels need inside themselves.
 
     >>> with Meter() as meter: made = torch.empty(1000, device="meta") + 1
     >>> meter.now, meter.peak
@@ -23,7 +27,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.small = self.kept = 0
         self._known: dict[int, ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,6 +36,8 @@ class Meter(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         for storage in _storages(found):
             self._meet(storage, storage.nbytes())
+        if func in COPYING:
+            self.peak = max(self.peak, self.now + args[0].nbytes)
         return found
 
     def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
@@ -40,13 +46,17 @@ class Meter(TorchDispatchMode):
         if key in self._known:
             return
 
+        small = size if size < LARGE else 0
+
         def gone(_: object) -> None:
             del self._known[key]
             self.now -= size
+            self.small -= small
 
         self._known[key] = ref(storage, gone)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        self.small += small
+        self.peak, self.kept = max(self.peak, self.now), max(self.kept, self.small)
 
 
 def _storages(values: Any) -> Iterable[torch.UntypedStorage]:

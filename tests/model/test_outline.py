@@ -72,7 +72,9 @@ def test_bytes_are_those_of_the_loaded_base(family: str, bits: int, tmp_path: Pa
     loaded = load_base(folder, bits=bits)
     found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(loaded)}
     assert size(drawn(bare(folder, tmp_path / "bare"), bits), bits) == pytest.approx(sum(found.values()), rel=0.02)
-    assert on_disk(drawn(folder)) == (folder / "model.safetensors").stat().st_size
+    saved = (folder / "model.safetensors").stat().st_size
+    assert on_disk(drawn(folder)) == (saved, torch.float32)
+    assert on_disk(drawn(tmp_path / "bare")) == (pytest.approx(saved, rel=0.1), torch.float32)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "lsh"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from domainkit.nets.meter import Meter
+from domainkit.nets.meter import LARGE, Meter
 
 SIZE = 1000 * 4  # bytes of 1000 float32
 
@@ -50,3 +50,11 @@ def test_backward_holds_what_forward_saved() -> None:
         peaks.append(meter.peak)
     assert peaks[0] == 3 * SIZE  # input of a layer, its product, and that product's tanh
     assert 9 * SIZE <= peaks[1] <= 12 * SIZE  # each tanh keeps its output; on the way back a few more
+
+
+def test_large_tensors_are_told_from_those_whose_memory_stays() -> None:
+    with Meter() as meter:
+        large = torch.empty(LARGE, dtype=torch.uint8, device="meta")
+        small = torch.empty(LARGE - 1, dtype=torch.uint8, device="meta")
+        del large, small
+    assert (meter.now, meter.small, meter.peak, meter.kept) == (0, 0, 2 * LARGE - 1, LARGE - 1)

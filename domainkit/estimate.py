@@ -77,7 +77,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times are within a factor of two on an idle machine; bytes are those of a CPU."""
+    """Times are meant to be within a factor of two on an idle machine; bytes are those of a CPU."""
 
     base: str
     training: Training

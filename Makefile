@@ -46,3 +46,7 @@ bench: setup
 	$(PY) benchmarks/lsh_attention.py copy --lengths 4096 8192 16384 32768 65536
 	$(PY) benchmarks/lsh_attention.py four-bit
 	$(PY) benchmarks/lsh_recall.py
+	$(PY) benchmarks/streamed.py  # writes 13.5 GB into the temporary folder
+	$(PY) benchmarks/kills.py
+	$(PY) benchmarks/reuse.py
+	$(PY) benchmarks/activations.py

@@ -6,6 +6,7 @@
     python benchmarks/medical.py relation        # relations alone
     python benchmarks/medical.py summary         # titles alone: with the constraint, without, beside the untouched base
     python benchmarks/medical.py note            # notes from dialogues alone, likewise
+    python benchmarks/medical.py writing         # titles and notes together, as the command trains them
     python benchmarks/medical.py unbalanced      # the tasks' losses all weighed alike
     python benchmarks/medical.py no-gazetteer    # entities alone, without what the concept graph's names say
     python benchmarks/medical.py biored          # the second set: six kinds of entities, eight relations
@@ -41,6 +42,7 @@ PROFILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {  # domain,
     "relation": ("medical", (), ("relation",)),
     "summary": ("medical", (), ("summary",)),
     "note": ("medical", (), ("note",)),
+    "writing": ("medical", (), ("summary", "note")),
     "unbalanced": ("medical", ("balance=false",), ("ner", "relation")),
     "no-gazetteer": ("medical", ("ner.gazetteer=false",), ("ner",)),
     "biored": ("biored", (), ()),

@@ -150,7 +150,7 @@ def make_base(folder: Path, *, width: int, layers: int, family: str = "llama") -
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from domainkit.model.base import resolve
+    from domainkit.model.bases import resolve
 
     heads = width // 64
     config = AutoConfig.for_model(

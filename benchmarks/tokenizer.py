@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from domainkit.data.mix import split
 from domainkit.data.read import read
 from domainkit.glossary import Glossary
-from domainkit.model.base import resolve
+from domainkit.model.bases import resolve
 from domainkit.model.folder import read_tokenizer
 from domainkit.model.vocab import Vocabulary, choose, inject
 from domainkit.spec import Domain

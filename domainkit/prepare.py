@@ -14,6 +14,7 @@ from domainkit.assets import cache_dir
 from domainkit.data.mix import split
 from domainkit.data.read import read
 from domainkit.evaluate import versions
+from domainkit.files import digest
 from domainkit.glossary import Glossary
 from domainkit.graph import ConceptGraph
 from domainkit.kinds import Corpus, Kind, Prepared, load_kind
@@ -80,8 +81,9 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
         raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
                         where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
     base = outline or load_base(
-        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub
-    )
+        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub,
+        stream=training.stream, keep=training.layers,
+    )  # fmt: skip
     if record:
         bundle.check_base(record, base)
     (check_layers if outline else check_split)(base, domain.training.layers)
@@ -249,6 +251,6 @@ def _few(examples: Iterable[Example], limit: int | None) -> Iterable[Example]:
 def _provenance(path: Path, format: str) -> dict[str, str]:
     """Where data came from: path, format, and the SHA-256 of the file (or of the names and hashes below a folder)."""
     if path.is_file():
-        return {"path": str(path), "sha256": bundle.digest(path), "format": format or path.name.partition(".")[2]}
-    lines = [f"{p.relative_to(path)} {bundle.digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        return {"path": str(path), "sha256": digest(path), "format": format or path.name.partition(".")[2]}
+    lines = [f"{p.relative_to(path)} {digest(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
     return {"path": str(path), "sha256": sha256("\n".join(lines).encode()).hexdigest(), "format": format or "folder"}

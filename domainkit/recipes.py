@@ -14,10 +14,10 @@ import psutil
 import torch
 
 from domainkit.assets import cache_dir
-from domainkit.claim import WORK, is_finished, remember
+from domainkit.claim import WORK, alone, finish, is_finished, remember
 from domainkit.estimate import Data, Estimate, Estimator
 from domainkit.evaluate import glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
-from domainkit.files import write_text
+from domainkit.files import digest, write_text
 from domainkit.fit import fit
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Reader
@@ -51,6 +51,13 @@ def finetune(request: Request) -> Path:
     folder = request.out or Path("runs") / domain.name
     if is_finished(folder, resume=request.resume, overwrite=request.overwrite):
         return folder
+    with alone(folder):
+        _adapt(request, domain, folder, began)
+    return folder
+
+
+def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None:
+    """`finetune` in a folder that is nobody else's meanwhile."""
     setting = prepare(request, domain)
     remember(folder, describe(request, setting), resume=request.resume)
     store = activations(setting)
@@ -64,8 +71,7 @@ def finetune(request: Request) -> Path:
     shutil.rmtree(folder / "reports", ignore_errors=True)  # an earlier run's are not this one's
     summaries = publish(setting, reader, folder, folder / "reports", log=log, began=began)
     write_text(folder / "README.md", bundle.model_card(record, summaries))
-    shutil.rmtree(folder / WORK)
-    return folder
+    finish(folder)
 
 
 def plan(request: Request, tokens: int | None = None) -> Estimate:
@@ -130,6 +136,7 @@ def activations(setting: Setting) -> Store:
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
     store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
                              depths=training.depths)  # fmt: skip
+    say(f"activations: {store.bytes_for(1):,} bytes per token, {store.dtype} ({store.why})")
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
     with bar("trunk", sum(missing.values())) as advance:
         return trunk.run(
@@ -203,7 +210,7 @@ def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
             setting.base,
             prepared,
             data={k: v for k, v in setting.data.items() if k.startswith(f"{name}/")},
-            adapter_sha256=bundle.digest(bundle.adapter_path(run, prepared.adapter)),
+            adapter_sha256=digest(bundle.adapter_path(run, prepared.adapter)),
             seconds=time.perf_counter() - began,
             seed=seed,
             curves=training_curves(log, name) or (earlier[name].curves if name in earlier else ()),
@@ -220,7 +227,7 @@ def _reports_of(domain: Domain, run: Path, target: Path) -> dict[str, Report]:
     for task in domain.tasks:
         with suppress(UserError):  # none, or damaged: it is written anew
             there = Report.read(target / f"{task.name}.json")
-            if there.adapter_sha256 == bundle.digest(bundle.adapter_path(run, task.adapter)):
+            if there.adapter_sha256 == digest(bundle.adapter_path(run, task.adapter)):
                 found[task.name] = there
     return found
 

@@ -203,7 +203,7 @@ def difference(line: Line) -> str:
 def bar(line: Line, lines: Sequence[Line]) -> dict[str, float]:
     """Where to draw a line's interval, 0 to 100: value, low, high and mark (0 % change, else the baseline).
 
-    Lines of one family ("bits_per_byte/…") share an axis.
+    Lines of one family ("bits_per_byte/…") share an axis; shares, such as an F1, have all of 0 to 1 for theirs.
     """
 
     def spread(one: Line) -> list[float]:
@@ -215,6 +215,8 @@ def bar(line: Line, lines: Sequence[Line]) -> dict[str, float]:
     alike = [o for o in lines if o.name.partition("/")[0] == family and bool(o.change) == bool(line.change)]
     every = [value for one in alike for value in spread(one)]
     low, span = min(every), (max(every) - min(every)) or 1.0
+    if not line.change and low >= 0 and max(every) <= 1:
+        low, span = 0.0, 1.0
     places = [round(4 + 92 * (value - low) / span, 1) for value in spread(line)]
     return dict(zip(("low", "high", "value", "mark"), places, strict=True))
 

@@ -51,6 +51,7 @@ class Training:
     warmup: float = field(default=0.1, metadata={"min": 0.0, "max": 0.99})  # share of all steps
     max_grad_norm: float = field(default=1.0, metadata={"min": 1e-8})
     bits: int = field(default=4, metadata={"choices": (4, 8, 16, 32)})  # per weight of the frozen base
+    stream: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})  # lower layers stay on disk
     attention: str = field(default="sdpa", metadata={"choices": ("sdpa", "eager", "lsh")})
     activations: str = field(default="auto", metadata={"choices": ("auto", "float16", "float32")})  # on disk
     disk_gb: float = field(default=10.0, metadata={"min": 0.0})  # budget of all stored activations, 1e9 bytes

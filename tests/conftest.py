@@ -29,7 +29,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_base() -> Path:
     """Folder of the embedded base in the user's own cache: downloaded at most once per machine, by one process."""
     from domainkit.assets import cache_dir
-    from domainkit.model.base import pull
+    from domainkit.model.bases import pull
 
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)

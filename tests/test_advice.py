@@ -18,7 +18,7 @@ PLAN = Estimate(
     base="big", training=Training(bits=4), data=DATA, parameters=7 * GB, weights=4 * GB, learning=123_456, rows=0,
     disk=50_000_000, phases=(Phase("load the base", 18 * GB, 14 * GB), Phase("trunk", 5 * GB, seconds=100),
                              Phase("train the top", 6 * GB, GB, 5000.0)),
-    needed={4: 5 * GB, 8: 9 * GB, 16: 17 * GB, 32: 32 * GB}, streamed=2 * GB, trunk=5 * GB, batch=GB,
+    on_disk=0, needed={4: 5 * GB, 8: 9 * GB, 16: 17 * GB, 32: 32 * GB}, streamed=2 * GB, trunk=5 * GB, batch=GB,
 )  # fmt: skip
 
 
@@ -62,6 +62,11 @@ def test_a_batch_too_large_is_put_together_from_small_ones() -> None:
     assert any("--set batch_tokens=2048 --set accumulation=8" in line for line in lines(large, machine(4.25)))
 
 
+def test_where_nothing_is_trained_the_batch_stays_as_it_is() -> None:
+    advice = advise(replace(PLAN, phases=PLAN.phases[:2], batch=0), machine(20))
+    assert (advice.batch_tokens, advice.accumulation) == (512, 1)
+
+
 @pytest.mark.parametrize(("gigabytes", "cores", "workers"), [(20, 2, 2), (20, 64, 4), (9, 64, 1), (4, 64, 0)])
 def test_workers_are_as_many_as_memory_and_cores_allow(gigabytes: float, cores: int, workers: int) -> None:
     assert advise(PLAN, machine(gigabytes, cores)).workers == workers
@@ -72,7 +77,7 @@ def test_workers_are_as_many_as_memory_and_cores_allow(gigabytes: float, cores: 
     [
         (4, 40, "bits: 4 fit, 32 would"),
         (32, 10, "bits: 32 do not fit, 8 do: --set bits=8"),
-        (4, 3, "bits: none fit; 4 with the layers on disk, one at a time, take 2.00 GB"),
+        (4, 3, "bits: none fit; 4 with the layers on disk, one at a time, take 2.00 GB: --set stream=always"),
         (4, 1, "one at a time, take 2.00 GB, which is too much as well"),
     ],
 )
@@ -90,7 +95,9 @@ def test_all_figures_are_shown() -> None:
                    "50,000 tokens once, counted", "150,000 tokens", "50.0 MB", "18.00 GB", "14.00 GB", "about 100 s",
                    "about 83 min", "peak: 18.00 GB", "workers: 4"):  # fmt: skip
         assert needed in text, needed
-    assert "glossary" not in text
+    assert "glossary" not in text and "on disk" not in text
+    console.print(shown(replace(PLAN, on_disk=30), machine(20)))
+    assert "on disk" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_this_machine_has_memory_and_cores() -> None:

@@ -342,6 +342,34 @@ def test_a_full_disk_in_any_room(desk: Desk, tmp_path: Path, monkeypatch: pytest
     nothing_lost(desk, out, before, moment)
 
 
+@pytest.mark.slow
+def test_a_disk_that_fills_at_any_write(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third time that something is forced to disk, there is no room for it or for anything after it."""
+
+    def run(name: str, room: float) -> tuple[Ended, int]:
+        """A run from nothing with room for so many writes, and how many it made."""
+        written = 0
+
+        def fsync(handle: int, really: Callable[[int], None] = os.fsync) -> None:
+            nonlocal written
+            written += 1
+            if written > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            really(handle)
+
+        monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / name / "cache"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            ended = domainkit(*desk.line(tmp_path / name / "run", "--set", "epochs=1"))
+        return ended, written
+
+    ended, total = run("whole", float("inf"))
+    assert ended.code == 0 and total > 30
+    for room in range(0, total, 3):
+        fault(run(str(room), room)[0], "the disk is full", tmp_path / str(room), "instead: free some room")
+        nothing_lost(desk, tmp_path / str(room) / "run", {}, "any")
+
+
 def test_a_folder_below_a_file(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     out = tmp_path / "notes" / "run"

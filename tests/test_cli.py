@@ -262,7 +262,7 @@ def test_ctrl_c_says_how_an_extraction_goes_on(
 
 @dataclass(frozen=True)
 class Entry:
-    """Stands in for domainkit.model.base.Entry."""
+    """Stands in for domainkit.model.bases.Entry."""
 
     name: str = "smollm2-135m"
     path: Path = Path("cache/smollm2-135m")
@@ -273,7 +273,7 @@ class Entry:
 
 @dataclass
 class Bases:
-    """Stands in for domainkit.model.base."""
+    """Stands in for domainkit.model.bases."""
 
     fault: BaseException | None = None
     wheel: Path | None = None
@@ -296,8 +296,8 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> Bases:
     import domainkit.model
 
     fake = Bases()
-    monkeypatch.setitem(sys.modules, "domainkit.model.base", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(domainkit.model, "base", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "domainkit.model.bases", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(domainkit.model, "bases", fake, raising=False)
     return fake
 
 
@@ -337,13 +337,13 @@ def test_ctrl_c_elsewhere_just_stops(
 
 def test_the_stand_ins_are_like_the_real_things() -> None:
     from domainkit import recipes
-    from domainkit.model import base
+    from domainkit.model import bases
 
     assert {f.name for f in fields(recipes.Request)} == {f.name for f in fields(Request)}
-    assert {f.name for f in fields(base.Entry)} == {f.name for f in fields(Entry)}
+    assert {f.name for f in fields(bases.Entry)} == {f.name for f in fields(Entry)}
     assert callable(recipes.plan) and callable(recipes.finetune)
     assert {"domain", "run", "base", "tasks", "data", "format", "out", "limit", "hub"} == set(
         signature(recipes.evaluate).parameters
     )
     assert {"run", "target", "base", "bits", "hub"} == set(signature(recipes.export).parameters)
-    assert {"name", "wheel"} <= set(signature(base.pull).parameters)
+    assert {"name", "wheel"} <= set(signature(bases.pull).parameters)

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from domainkit import fit as fitting
-from domainkit.fit import COMPLETE, Fitted, Marker, fit, plan_steps
+from domainkit import checkpoint
+from domainkit.fit import Fitted, fit, plan_steps
 from domainkit.kinds import Kind, Prepared, classify, lm
 from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
@@ -250,9 +250,13 @@ def test_nothing_is_pickled_but_the_trainers_own_state(case: Case, whole: Whole)
     assert 1 <= len(checkpoints(whole.folder)) <= 2
     for path in whole.folder.rglob("*"):
         if path.is_file() and path.name not in trainers:
-            assert path.name in {"model.safetensors", "trainer_state.json", COMPLETE}, path
+            assert path.name in {"model.safetensors", "trainer_state.json", checkpoint.MANIFEST}, path
     last = whole.folder / checkpoints(whole.folder)[-1]
-    assert {path.name for path in last.iterdir()} == trainers | {"model.safetensors", "trainer_state.json", COMPLETE}
+    assert {path.name for path in last.iterdir()} == trainers | {
+        "model.safetensors",
+        "trainer_state.json",
+        checkpoint.MANIFEST,
+    }
     assert load_file(last / "model.safetensors").keys() == whole.weights.keys()  # only what learns
 
 
@@ -320,10 +324,12 @@ def test_two_crashes_with_accumulation_end_with_the_same_bits(case: Case, tmp_pa
 
 def test_without_resume_it_starts_again(case: Case, whole: Whole, tmp_path: Path) -> None:
     shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(next(whole.folder.glob("checkpoint-*")), tmp_path / "checkpoint-999")  # of a longer run
     steps: list[bool] = []
     top, fitted = case.fit(tmp_path, progress=lambda tokens, logs: steps.append("loss" in logs))
     assert sum(steps) == len(whole.log)
     assert same_end(top, fitted, whole)
+    assert "checkpoint-999" not in checkpoints(tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(case: Case, whole: Whole, tmp_path: Path) -> None:
@@ -331,33 +337,47 @@ def test_resuming_a_finished_run_changes_nothing(case: Case, whole: Whole, tmp_p
     assert same_end(*case.fit(tmp_path, resume=True), whole)
 
 
-@pytest.mark.parametrize("left", [0, 3, 5])
-def test_a_checkpoint_without_its_mark_is_ignored_and_deleted(whole: Whole, tmp_path: Path, left: int) -> None:
-    for path in whole.folder.glob("checkpoint-*"):
-        shutil.copytree(path, tmp_path / path.name)
-    older, newest = sorted(tmp_path.iterdir(), key=lambda path: int(path.name.partition("-")[2]))
-    for path in sorted(newest.iterdir(), key=lambda path: path.name == COMPLETE)[left:]:
-        path.unlink()
-    assert fitting.newest(tmp_path) == older
-    assert checkpoints(tmp_path) == [older.name]
+@pytest.mark.parametrize(
+    ("harmed", "from_step"), [(("checkpoint-6",), 3), (("checkpoint-3", "checkpoint-6"), 0)], ids=["newest", "all"]
+)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
+def test_damaged_checkpoints_cost_steps_but_no_bit(
+    case: Case, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str,
+    harmed: tuple[str, ...], from_step: int,
+) -> None:  # fmt: skip
+    with pytest.raises(Crash):
+        case.fit(tmp_path, progress=at_step(7, crash))
+    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]
+    for name in harmed:
+        content = bytearray((tmp_path / name / file).read_bytes())
+        content[-len(content) // 3] ^= 4
+        (tmp_path / name / file).write_bytes(content)
+    capsys.readouterr()
+    steps: list[bool] = []
+    top, fitted = case.fit(tmp_path, resume=True, progress=lambda tokens, logs: steps.append("loss" in logs))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(harmed) and all(f"({file} has changed)" in line for line in lines)
+    assert sum(steps) == len(whole.log) - from_step
+    assert same_end(top, fitted, whole)
 
 
-def test_dying_before_the_mark_costs_that_checkpoint_only(
-    case: Case, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [3, 6])
+def test_dying_before_the_last_rename_costs_that_checkpoint_only(
+    case: Case, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    save = Marker.on_save
+    move = checkpoint.move
 
-    def die(self: Marker, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step > 3:
+    def die(draft: Path, path: Path) -> None:
+        if path.name == f"checkpoint-{step}":
             raise Crash
-        save(self, args, state, control, **more)
+        move(draft, path)
 
-    monkeypatch.setattr(Marker, "on_save", die)
+    monkeypatch.setattr(checkpoint, "move", die)
     with pytest.raises(Crash):
         case.fit(tmp_path)
     monkeypatch.undo()
-    assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6"]
-    assert not (tmp_path / "checkpoint-6" / COMPLETE).exists()
+    assert checkpoints(tmp_path) == ["checkpoint-3"][: step // 3 - 1]
+    assert (tmp_path / checkpoint.DRAFT / f"checkpoint-{step}" / checkpoint.MANIFEST).exists()
     assert same_end(*case.fit(tmp_path, resume=True), whole)
 
 
@@ -367,7 +387,7 @@ def test_ctrl_c_saves_stops_and_can_be_resumed(case: Case, whole: Whole, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         case.fit(tmp_path, progress=at_step(step, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is before
-    last = fitting.newest(tmp_path)
+    last = checkpoint.newest(tmp_path)
     assert last is not None and last.name == f"checkpoint-{step + 1}"  # the step it came in was finished
     steps: list[bool] = []
     top, fitted = case.fit(tmp_path, resume=True, progress=lambda tokens, logs: steps.append("loss" in logs))
@@ -510,5 +530,5 @@ def test_a_disk_that_takes_no_more_is_one_clear_error(case: Case, whole: Whole, 
             case.fit(tmp_path, progress=at_step(5, fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert fitting.newest(tmp_path) == tmp_path / "checkpoint-3"
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-3"
     assert same_end(*case.fit(tmp_path, resume=True), whole)

@@ -45,12 +45,16 @@ def test_who_comes_along(tasks: Mapping[str, Prepared], expected: Mapping[str, t
     assert companions(tasks) == expected
 
 
-def test_epochs_of_a_task_are_the_last_of_the_run() -> None:
+def test_a_task_with_fewer_epochs_learns_from_the_first_of_the_run_to_the_last() -> None:
     tasks = {"ner": prepared(1, 2), "note": prepared(7, epochs=1), "all": prepared(8, epochs=9)}
     assert [epochs_of(p, TRAINING) for p in tasks.values()] == [2, 1, 2]
-    steps = [step.task for step in plan_steps(tasks, TRAINING, 0)]
-    assert steps.count("note") == 1 and "note" not in steps[: len(steps) // 2]
     assert trained_tokens(tasks, TRAINING) == {"all": 4, "ner": 8, "note": 2}
+    tasks |= {"note": prepared(*range(10, 16), epochs=2)}
+    steps = plan_steps(tasks, replace(TRAINING, epochs=4, context=2, batch_tokens=2), 0)
+    times = [i for i, step in enumerate(steps) if step.task == "note"]
+    assert [sum(len(steps) * k <= 4 * i < len(steps) * (k + 1) for i in times) for k in range(4)] == [3, 3, 3, 3]
+    first, second = ({s.ids[1] for i in half for row in steps[i].rows for s in row} for half in (times[:6], times[6:]))
+    assert first == second == set(range(10, 16))  # one epoch after the other
 
 
 @pytest.fixture(scope="module")

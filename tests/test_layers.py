@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up; a name may import only from lines above its ow
     "constrain",
     "model conceptscore",
     "kinds",
-    "joint",
+    "joint checkpoint",
     "rehearse",
     "fit evaluate estimate claim continual",
     "prepare advice",

@@ -20,9 +20,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from domainkit import claim, cli, recipes
+from domainkit.estimate import Estimate
+from domainkit.files import digest
 from domainkit.model import bundle
+from domainkit.model.base import load_base
 from domainkit.model.store import Store
 from domainkit.prepare import prepare
 from domainkit.spec import Domain
@@ -214,7 +218,7 @@ def test_reports_keep_the_contract(desk: Desk, task: str) -> None:
     assert all(source.keys() == {"path", "sha256", "format"} for source in report["data"].values())
     assert all(s["low"] <= s["value"] <= s["high"] for s in report["scores"].values())
     adapter = desk.run / ("triage" if task == "regulation" else "") / bundle.ADAPTER
-    assert report["adapter_sha256"] == bundle.digest(adapter)
+    assert report["adapter_sha256"] == digest(adapter)
 
 
 def test_the_base_stands_beside_the_adapted_model(desk: Desk) -> None:
@@ -253,7 +257,7 @@ def test_the_record_says_what_the_run_belongs_to(desk: Desk) -> None:
     assert record.files.keys() == {"domain.toml", "lm.toml", "regulation.toml"}
     assert record.tasks["regulation"]["labels"] == ["deposit", "loan"]
     assert {name: source["sha256"] for name, source in record.data.items()} == {
-        f"{task}/{name}": bundle.digest(desk.domain / "data" / f"{name}.jsonl")
+        f"{task}/{name}": digest(desk.domain / "data" / f"{name}.jsonl")
         for task, name in (("lm", "bank"), ("lm", "bank-zh"), ("lm", "general"), ("regulation", "paragraphs"))
     }
 
@@ -264,6 +268,22 @@ def test_the_record_says_what_the_run_belongs_to(desk: Desk) -> None:
 def test_one_seed_gives_one_adapter_even_from_an_empty_cache(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
     again = recipes.finetune(desk.request(tmp_path / "again"))
     assert same_weights(again, desk.run)
+
+
+def test_layers_on_disk_change_no_bit_of_a_run(
+    desk: Desk, own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recipes.finetune(desk.request(tmp_path / "run", overrides=("stream=always",)))
+    assert "2 of 4 layers stay on disk" in capsys.readouterr().err
+    assert same_weights(run, desk.run)
+    activations = times(own_cache / "activations")
+    whole = recipes.finetune(desk.request(tmp_path / "whole", overrides=("stream=never",)))
+    assert times(own_cache / "activations") == activations and "layers stay" not in capsys.readouterr().err
+    assert same_weights(whole, run)
+    recipes.evaluate(str(desk.domain), run=run, out=tmp_path / "reports")
+    for task in ("lm", "regulation"):
+        told = [read_report(folder, task) for folder in (run, whole, tmp_path)]
+        assert told[0]["scores"] == told[1]["scores"] == told[2]["scores"]
 
 
 def test_what_else_the_cache_holds_changes_no_score(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
@@ -479,6 +499,13 @@ def test_resuming_with_changed_data_is_refused_by_name(desk: Desk, unfinished: P
     assert "paragraphs" not in str(fault.value)
 
 
+def test_damaged_settings_of_an_unfinished_run_are_refused(desk: Desk, unfinished: Path) -> None:
+    path = unfinished / claim.WORK / "run.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match=r"run\.json: damaged.*instead: --overwrite to start again"):
+        recipes.finetune(desk.request(unfinished, resume=True))
+
+
 def test_overwrite_starts_an_unfinished_run_anew(desk: Desk, unfinished: Path) -> None:
     run = recipes.finetune(desk.request(unfinished, overwrite=True))
     assert same_weights(run, desk.run) and snapshot(run).keys() == FILES
@@ -515,7 +542,7 @@ def wait_for_line(start: str, process: subprocess.Popen[str]) -> None:
 
 
 def shards(cache: Path) -> list[Path]:
-    return list(cache.glob("activations/*/*.npy"))
+    return list(cache.glob("activations/*/*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -576,6 +603,53 @@ def test_a_run_that_ends_between_two_renames_is_no_run(
         bundle.read(run)
     recipes.finetune(replace(request, overwrite=False, resume=True))
     assert bundle.read(run).seed == 3
+
+
+def test_two_processes_may_fill_one_store_but_not_work_on_one_run(
+    reference: tuple[Desk, Path, tuple[str, ...]], own_cache: Path, tmp_path: Path
+) -> None:
+    desk, uninterrupted, settings = reference
+    more = [f"--set={setting}" for setting in settings]
+    runs = [tmp_path / "a", tmp_path / "b"]
+    processes = [spawn(desk, out, *more) for out in runs]
+    wait_for((runs[0] / claim.WORK / "run.json").exists, processes[0])
+    with pytest.raises(UserError, match=r"a: another process works on this run; instead: another --out"):
+        recipes.finetune(desk.request(runs[0], overrides=settings, resume=True))
+    for process, out in zip(processes, runs, strict=True):
+        _, err = process.communicate()
+        assert process.returncode == 0 and "computed anew" not in err, err
+        assert same_weights(out, uninterrupted) and snapshot(out).keys() == FILES
+    assert {path.name for path in shards(own_cache)} == {path.name for path in shards(uninterrupted.parent / "cache")}
+
+
+@pytest.mark.parametrize("moment", ["before", "half deleted"])
+def test_killed_when_all_is_done_it_is_finished(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What only an unfinished run needs is deleted last; half of it is never taken for a run that can go on."""
+
+    def delete_half(folder: Path, **_: Any) -> None:
+        for path in [p for p in sorted(folder.rglob("*")) if p.is_file()][:3]:
+            path.unlink()
+        if folder.exists():
+            raise Killed
+
+    def finish(folder: Path) -> None:
+        if moment == "before":
+            raise Killed
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", delete_half)
+            claim.finish(folder)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recipes, "finish", finish)
+        recipes.finetune(desk.request(run))
+    assert (run / claim.WORK).exists() == (moment == "before")
+    assert (run / claim.DONE).exists() == (moment == "half deleted")
+    (run / claim.LOCK).touch()  # a process that is really killed leaves it
+    recipes.finetune(desk.request(run, resume=True))
+    assert same_weights(run, desk.run) and snapshot(run).keys() == FILES
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_weights(
@@ -649,8 +723,8 @@ def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: 
     changed = {"overrides": ("activations=float16", "depths=[1]")}
     estimate = recipes.plan(replace(desk.request(tmp_path / "run", **changed), base=str(bare)))
     recipes.finetune(desk.request(tmp_path / "run", **changed))
-    header = 128  # bytes of every .npy file
-    assert estimate.disk == sum(path.stat().st_size - header for path in shards(own_cache))
+    values = [value for path in shards(own_cache) for value in load_file(path).values()]
+    assert estimate.disk == sum(value.nbytes for value in values)
     assert estimate.data.tokens == estimate.disk // 2 // 2 // 64  # width 64, two depths, two bytes each
     domain = Domain.load(str(desk.domain), overrides=changed["overrides"])
     real = recipes.fresh_top(prepare(desk.request(tmp_path / "run", **changed), domain), 0)
@@ -676,6 +750,25 @@ def test_attention_takes_time_with_the_square_of_a_long_context(desk: Desk, tmp_
 
     assert trunk(65536, "sdpa") > 20 * trunk(1024, "sdpa")  # at width 64 nearly all of it is attention
     assert trunk(65536, "lsh") < trunk(65536, "sdpa") / 3
+
+
+def test_a_plan_leaves_out_the_memory_of_layers_on_disk(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(how: str) -> Estimate:
+        return recipes.plan(desk.request(tmp_path / "run", overrides=("bits=32", f"stream={how}")))
+
+    def most(estimate: Estimate) -> int:
+        return max(phase.needed for phase in estimate.phases)
+
+    monkeypatch.setattr("domainkit.estimate.TOGETHER", 0)  # what is on its way is larger than these layers
+    whole, streamed = planned("never"), planned("always")
+    assert (whole.on_disk, streamed.on_disk, planned("auto").on_disk) == (0, 2, 0)
+    monkeypatch.setattr("domainkit.estimate.SHARE", 0)
+    assert planned("auto").on_disk == 2
+    layer = sum(p.numel() * 4 for p in load_base(desk.base, bits=32).layers()[0].parameters())
+    assert whole.needed[32] - whole.streamed == layer  # two are on disk, one of them at a time in memory
+    assert most(whole) == whole.needed[32] and most(streamed) == streamed.streamed
 
 
 def test_nothing_is_written_for_a_task_that_does_not_exist(desk: Desk, tmp_path: Path) -> None:

@@ -358,6 +358,11 @@ def test_bars_of_one_family_share_an_axis() -> None:
     assert finance["low"] < finance["value"] < finance["high"] < general["low"] < general["mark"] < general["high"]
 
 
+def test_a_share_without_a_baseline_does_not_fill_its_axis() -> None:
+    shares = make(scores={"f1": Score(0.5, 0.4, 0.6)}, baseline={}).lines()
+    assert bar(shares[0], shares) == {"low": 40.8, "high": 59.2, "value": 50.0, "mark": 50.0}
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=1, max_size=900))
 def test_curves_stay_inside_their_frame(points: list[tuple[float, float]]) -> None:

@@ -6,7 +6,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -112,6 +114,17 @@ def test_loading_and_using_a_run_writes_nothing(desk: Desk) -> None:
     run.classify(held_out(desk, "paragraphs")[:1])
     run.bits_per_byte("the bank raised its rate")
     assert snapshot(desk.folder) == before
+
+
+def test_a_base_too_large_for_the_memory_answers_alike(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    streamed = domainkit.load(desk.run)
+    assert (run.base.streamed, streamed.base.streamed) == (0, 2)
+    texts = held_out(desk, "paragraphs")[:3]
+    assert streamed.classify(texts) == run.classify(texts)
+    assert streamed.bits_per_byte(texts[0]) == run.bits_per_byte(texts[0])
+    said = streamed.generate("the bank raised", max_new_tokens=8)
+    assert said and said == run.generate("the bank raised", max_new_tokens=8)
 
 
 def test_a_base_that_has_moved_is_named_anew(desk: Desk, tmp_path: Path) -> None:

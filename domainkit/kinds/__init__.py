@@ -79,7 +79,7 @@ class Prepared:
     learned: tuple[Example, ...] = ()  # those of `train`, where a linker may learn from their concepts
     depths: int = 0  # how many depths of the trunk stand in the activations beside its output
     adapter: str = DEFAULT  # which of the run's adapters it trains and is scored with
-    epochs: int = 0  # times `train` is seen, in the last epochs of the run; 0: in all of them
+    epochs: int = 0  # times `train` is seen, spread over the run; 0: in every epoch
     tables: tuple[Table, ...] = ()  # filter counts, mixture: shown in the report
     rivals: Mapping[str, object] = field(default_factory=dict)  # what baselines are fitted on
 

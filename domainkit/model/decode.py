@@ -18,6 +18,7 @@ from domainkit.model.base import Base
 from domainkit.model.draft import Draft, Unfit
 from domainkit.model.split import Skip
 from domainkit.model.top import Top
+from domainkit.progress import say
 
 BATCH = 8192  # tokens, padding and those to come included, of texts written together: 0.4 GB of keys and values
 LIKELY = 32  # tokens tried at one place before a text under a rule ends there
@@ -53,6 +54,8 @@ def write(base: Base, top: Top, prompts: Sequence[Sequence[int]], *, limit: int,
     def spell(ids: Sequence[int]) -> str:
         return str(base.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    if base.streamed:
+        say(f"{base.streamed} layers are on disk, and read again for every token that is written: this takes long")
     ends = {i for i in (base.tokenizer.eos_token_id, base.prefix_id) if i is not None}
     drafts = [Draft(spell, ends, rule) for rule in unfit or [None] * len(prompts)]
     with whole(base, top) as model:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -177,6 +178,16 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """`quiet`; whatever Transformers says against the model in `folder` becomes a UserError."""
+    with quiet():
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+            raise UserError(f"cannot load the model: {first_line(error)}", where=folder) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,9 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     that, on which the rows are compared. tokens: base tokens to distil on; 0 leaves the mean rows. cache: folder that
     keeps distilled rows, so that a second run with the same base, terms and texts finds them.
     """
+    path = cache / f"{_key(base, glossary, (learn, check), tokens, seed)}.safetensors"
+    if tokens and path.exists():
+        return _kept(path, base)
     vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
     if not vocabulary.forms:
         return Taught(base, vocabulary, {})
@@ -60,24 +63,29 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     if not tokens:
         return Taught(extend(base, tokenizer, first, rows), vocabulary, {})
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
-    path = cache / f"{_key(base, vocabulary, found, [*learn, *check], seed)}.safetensors"
-    if not path.exists():
-        learned = _learn(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
-        held = windows(check, base, tokenizer, first, tokens=CHECK)
-        variants = {
-            "random": random_rows(base, vocabulary, seed).input,
-            "mean, with translation": mean_rows(base, vocabulary, counterparts(base, glossary, vocabulary)).input,
-            "mean": rows.input,
-            "distilled": learned.input,
-        }
-        told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
-        tensors = {"input": learned.input} | ({} if learned.output is None else {"output": learned.output})
-        facts = {"mismatch": json.dumps(told)}
-        write_atomic(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata=facts))
+    learned = _learn(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
+    held = windows(check, base, tokenizer, first, tokens=CHECK)
+    variants = {
+        "random": random_rows(base, vocabulary, seed).input,
+        "mean, with translation": mean_rows(base, vocabulary, counterparts(base, glossary, vocabulary)).input,
+        "mean": rows.input,
+        "distilled": learned.input,
+    }
+    told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
+    tensors = {"input": learned.input} | ({} if learned.output is None else {"output": learned.output})
+    facts = {"mismatch": json.dumps(told), "vocabulary": json.dumps(asdict(vocabulary))}
+    write_atomic(path, lambda draft: draft.write_bytes(safetensors.torch.save(tensors, facts)))
+    return _kept(path, base)
+
+
+def _kept(path: Path, base: Base) -> Taught:
+    """What an earlier run has learned and written to `path`: nothing needs to be chosen or learned again."""
     with safe_open(path, "pt") as file:
         rows = Rows(*(file.get_tensor(name) for name in ("input", "output") if name in file.keys()))  # noqa: SIM118
-        told = json.loads(file.metadata()["mismatch"])
-    return Taught(extend(base, tokenizer, first, rows), vocabulary, told)
+        told, facts = (json.loads(file.metadata()[name]) for name in ("mismatch", "vocabulary"))
+    vocabulary = Vocabulary(tuple(facts["forms"]), tuple(facts["terms"]), facts["first"],
+                            tuple(map(tuple, facts["pieces"])), facts["left_out"])  # fmt: skip
+    return Taught(extend(base, inject(base.tokenizer, vocabulary), vocabulary.first, rows), vocabulary, told)
 
 
 def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int) -> Taught:
@@ -128,8 +136,8 @@ def _with_pairs(glossary: Glossary, texts: Iterable[str]) -> Iterable[str]:
     yield from (f"{term.zh[0]}: {term.en}" for term in glossary.terms)
 
 
-def _key(base: Base, vocabulary: Vocabulary, found: Sequence[Window], texts: Sequence[str], seed: int) -> str:
-    """What learned rows, and what is told of them, depend on."""
-    of = (__version__, base.sha256, base.bits, str(base.compute), seed, vocabulary.forms, texts,
-          [(w.old, w.new) for w in found], *([base.positions] if base.positions else []))  # fmt: skip
+def _key(base: Base, glossary: Glossary, texts: tuple[Sequence[str], ...], tokens: int, seed: int) -> str:
+    """What the chosen forms, their learned rows, and what is told of those depend on."""
+    of = (__version__, base.sha256, base.bits, str(base.compute), seed, tokens, glossary.sha256, texts,
+          *([base.positions] if base.positions else []))  # fmt: skip
     return sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTok
 from transformers.integrations.moe import ExpertsInterface
 
 from domainkit.model.attention import NAME as LSH
-from domainkit.model.base import KNOWN, Base, configuration, precision, resolve
+from domainkit.model.base import Base, configuration, precision
+from domainkit.model.bases import KNOWN, resolve
 from domainkit.model.crossover import AT
 from domainkit.model.folder import CONFIG, has_tokenizer, inspect_config, quiet, read_tokenizer
 from domainkit.types import UserError

@@ -10,7 +10,7 @@ import numpy as np
 from domainkit.model.batch import Batch, Row, batches, collate
 from domainkit.model.split import Trunk
 from domainkit.model.store import Store
-from domainkit.model.trunk import forward, plan
+from domainkit.model.trunk import forward_all, plan
 from domainkit.types import Sequence as Tokens
 
 BATCH = 4096  # tokens per batch
@@ -45,7 +45,8 @@ class Passing:
         for s in wanted.values():
             if self.store is not None and s.digest in self.store:
                 found[s.digest] = self.store.get(s.digest)
-        for shard in plan([s for digest, s in wanted.items() if digest not in found], self.trunk.device):
-            for batch in shard:
-                found |= {s.digest: value for s, value in zip(batch, forward(self.trunk, batch), strict=True)}
+        shards = plan([s for digest, s in wanted.items() if digest not in found], self.trunk.device)
+        together = [batch for shard in shards for batch in shard]
+        for batch, values in zip(together, forward_all(self.trunk, together), strict=True):
+            found |= {s.digest: value for s, value in zip(batch, values, strict=True)}
         return collate(rows, found.__getitem__)

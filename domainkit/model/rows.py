@@ -21,7 +21,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerFast
 
 from domainkit.model.base import Base
-from domainkit.model.split import Trunk
+from domainkit.model.split import Trunk, last_states
+from domainkit.model.streamed import held
 from domainkit.model.vocab import Vocabulary
 
 DEPTH = 4  # layers whose output is matched; in a shallow model all but the last
@@ -160,17 +161,18 @@ def distil(base: Base, first: int, rows: Tensor, found: Sequence[Window], *, see
     batches = _batches(found)
     trunk = Trunk(base, max(1, base.depth - depth))
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    for step, number in enumerate(order):
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / len(batches))
-        loss = _mismatch(base, trunk, first, student, batches[number])
-        if moment is not None:
-            used = torch.tensor(sorted({i - first for w in batches[number] for i in w.new if i >= first}))
-            moved = student(used.to(start.device)) - start[used]
-            loss = loss + KEEP * (moved @ moment * moved).sum(-1).mean()  # mean squared change of a logit
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        progress(sum(len(w.old) for w in batches[number]))
+    with held(trunk.layers):
+        for step, number in enumerate(order):
+            optimizer.param_groups[0]["lr"] = rate * (1 - step / len(batches))
+            loss = _mismatch(base, trunk, first, student, batches[number])
+            if moment is not None:
+                used = torch.tensor(sorted({i - first for w in batches[number] for i in w.new if i >= first}))
+                moved = student(used.to(start.device)) - start[used]
+                loss = loss + KEEP * (moved @ moment * moved).sum(-1).mean()  # mean squared change of a logit
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            progress(sum(len(w.old) for w in batches[number]))
     return student.weight.detach().cpu()
 
 
@@ -183,10 +185,10 @@ def second_moment(base: Base, found: Sequence[Window]) -> Tensor:
 
 def _states(base: Base, texts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     """The states that enter the output head, text by text: (tokens, width)."""
-    for at in range(0, len(texts), 8):
-        batch = texts[at : at + 8]
-        out = base.backbone(input_ids=_padded(batch).to(base.model.device), use_cache=False).last_hidden_state
-        yield from (row[: len(ids)].float() for ids, row in zip(batch, out, strict=True))
+    batches = [texts[at : at + 8] for at in range(0, len(texts), 8)]
+    ids = [_padded(batch).to(base.model.device) for batch in batches]
+    for batch, out in zip(batches, last_states(base, ids), strict=True):
+        yield from (row[: len(text)].float() for text, row in zip(batch, out, strict=True))
 
 
 @torch.no_grad()
@@ -223,7 +225,8 @@ def mismatch(base: Base, first: int, rows: Tensor, found: Sequence[Window], *, d
     """How well the layers can tell the new tokens from the old: mean of 1 - cosine of their states, 0 to 2."""
     student = nn.Embedding.from_pretrained(rows.to(base.model.device))
     trunk = Trunk(base, max(1, base.depth - depth))
-    losses = [float(_mismatch(base, trunk, first, student, batch)) for batch in _batches(found)]
+    with held(trunk.layers):
+        losses = [float(_mismatch(base, trunk, first, student, batch)) for batch in _batches(found)]
     return sum(losses) / max(len(losses), 1)
 
 

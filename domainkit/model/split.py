@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from domainkit.model.base import Base
+from domainkit.model.streamed import held, is_streamed
 from domainkit.types import UserError
 
 BLOCK = 8192  # tokens of a long text that a layer's feed-forward part takes at a time
@@ -65,11 +66,13 @@ class Trunk(nn.Module):
         below = [_by_blocks(layer) for layer in base.layers()[:size]]
         kept = [self._heard(layer) if i + 1 in depths else layer for i, layer in enumerate(below)]
         self.backbone = _with_layers(base.model.base_model, [*kept, self.tap, *(Skip() for _ in range(layers - 1))])
+        self.layers, self.depth = tuple(kept), base.depth  # a tuple: they are modules of the backbone already
+        self.streamed = any(map(is_streamed, kept))
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self.parameters()).device
+        return next(self.parameters()).device  # the embedding's
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
@@ -79,10 +82,38 @@ class Trunk(nn.Module):
         self._passing.clear()  # of a long text they are large
         return found
 
+    @torch.no_grad()
+    def each(self, batches: Sequence[Tensor], done: Callable[[int], None] = lambda batch: None) -> list[Tensor]:
+        """`forward` of every batch, with the same bits, a layer at a time: each is read once for all of them.
+
+        done is told the number of a batch when it has passed a layer.
+        """
+        states = [self.embed(ids) for ids in batches]
+        found: list[list[Tensor]] = [[] for _ in batches]
+        for i, layer in enumerate(self.layers):
+            with held([layer]):
+                for j, passing in enumerate(states):
+                    states[j] = self.step(i, passing)
+                    found[j] += self._passing
+                    self._passing.clear()
+                    done(j)
+        return [torch.cat([*kept, last], -1) if kept else last for kept, last in zip(found, states, strict=True)]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What enters the lowest layer: (rows, tokens, width)."""
+        return cast(Any, self.backbone).get_input_embeddings()(ids)
+
+    def step(self, number: int, states: Tensor) -> Tensor:
+        """What leaves a layer that `states` (rows, tokens, width) enter."""
+        skipped = [Skip() for _ in range(self.depth - 2)]
+        alone = _with_layers(self.backbone, [*skipped[:number], self.layers[number], self.tap, *skipped[number:]])
+        alone(inputs_embeds=states, use_cache=False)
+        return self.tap.take()
+
     def _heard(self, layer: nn.Module) -> nn.Module:
         """The layer, telling what leaves it; the base's own stays as it was."""
         heard = _view(layer)
-        heard._forward_hooks = OrderedDict()
+        heard._forward_hooks = OrderedDict(heard._forward_hooks)
         heard.register_forward_hook(
             lambda module, given, out: self._passing.append(out[0] if isinstance(out, tuple) else out)
         )
@@ -101,10 +132,28 @@ def top(base: Base, layers: int) -> PreTrainedModel:
     """
     check_layers(base, layers)
     last = base.depth - layers
-    kept = [Skip() if i < last else _by_blocks(copy.deepcopy(layer)) for i, layer in enumerate(base.layers())]
+    if last < base.streamed:
+        kept = base.depth - base.streamed
+        raise UserError(f"{layers} layers were to learn, but only the last {kept} are in memory",
+                        where="training.layers", instead=f"load_base(…, keep={layers})")  # fmt: skip
+    parts = [Skip() if i < last else _by_blocks(copy.deepcopy(layer)) for i, layer in enumerate(base.layers())]
     model: Any = _view(base.model)
-    setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, kept))
+    setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, parts))
     return model
+
+
+@torch.no_grad()
+def last_states(base: Base, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What enters the output head, for each batch of token ids (rows, tokens): (rows, tokens, width)."""
+    given = [{"input_ids": ids} for ids in batches]
+    backbone = base.backbone
+    if base.streamed:
+        below = Trunk(base, base.depth - base.streamed)
+        given = [{"inputs_embeds": states} for states in below.each(batches)]
+        rest = [Skip() for _ in below.layers] + list(base.layers()[base.streamed :])
+        backbone = _with_layers(backbone, rest)
+    for inputs in given:
+        yield backbone(**inputs, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -116,8 +165,8 @@ def check_split(base: Base, layers: int) -> None:
     """
     device = base.model.device
     ids = torch.arange(3, 19, device=device)[None] % base.model.config.vocab_size  # (1, 16)
-    whole = base.model(input_ids=ids, use_cache=False).logits
-    parts = top(base, layers)(inputs_embeds=Trunk(base, layers)(ids), use_cache=False).logits
+    whole, below = _side_by_side(base, Trunk(base, layers), ids)
+    parts = top(base, layers)(inputs_embeds=below, use_cache=False).logits
     if not torch.allclose(whole, parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
         worst = float((whole - parts).abs().max())
         raise UserError(
@@ -125,6 +174,30 @@ def check_split(base: Base, layers: int) -> None:
             where=base.name,
             instead="a Llama-, Qwen- or DeepSeek-like decoder",
         )
+
+
+def _side_by_side(base: Base, trunk: Trunk, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the whole model, and what its trunk makes of the same tokens. Streamed layers are read once for both:
+    while one is in memory for the model, it takes its `step` for the trunk."""
+    if not trunk.streamed:
+        return base.model(input_ids=ids, use_cache=False).logits, trunk(ids)
+    below, stepping = trunk.embed(ids), False
+
+    def step(number: int, *_: object) -> None:
+        nonlocal below, stepping
+        if not stepping:  # the step itself calls the layer
+            stepping = True
+            below = trunk.step(number, below)
+            stepping = False
+
+    layers = base.layers()[: len(trunk.layers)]
+    hooks = [layer.register_forward_pre_hook(partial(step, i)) for i, layer in enumerate(layers)]
+    try:
+        whole = base.model(input_ids=ids, use_cache=False).logits
+        return whole, below
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_layers(base: Base, layers: int) -> None:

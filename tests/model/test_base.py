@@ -18,8 +18,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from domainkit.model import base as bases
-from domainkit.model.base import available, check, fingerprint, load_base, resolve
+from domainkit.model.base import load_base
+from domainkit.model.bases import available, check, resolve
+from domainkit.model.folder import MANIFEST, fingerprint
 from domainkit.types import UserError
 from tests.tiny import make_base
 
@@ -276,7 +277,7 @@ def test_check_reads_any_folder(folder: Path) -> None:
     entry = check(folder)
     assert (entry.sha256, entry.installed) == (fingerprint(folder), True)
     manifest = {"fingerprint": entry.sha256, "ids": {"12": [7, 7]}}
-    (folder / bases.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"cuts '12' into \[\d+, \d+\], expected \[7, 7\]"):
         check(folder)
     change(folder, rope_theta=5.0)

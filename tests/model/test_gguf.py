@@ -16,9 +16,10 @@ import torch
 from gguf import GGUFWriter
 from transformers import AutoTokenizer
 
-from domainkit.model import base as bases
-from domainkit.model import gguf
-from domainkit.model.base import Base, available, check, fingerprint, load_base, pull
+from domainkit.model import bases, gguf
+from domainkit.model.base import Base, load_base
+from domainkit.model.bases import available, check, pull
+from domainkit.model.folder import fingerprint
 from domainkit.types import UserError
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")

@@ -43,8 +43,8 @@ def test_what_the_store_has_is_not_computed(base: Base, tmp_path: Path, monkeypa
     stored, others = texts(3), texts(2, first=3)
     store = trunk.run(base, 2, stored, tmp_path, disk_gb=1, dtype="float32")
     computed: list[Tokens] = []
-    real = passing.forward
-    monkeypatch.setattr(passing, "forward", lambda cut, batch: computed.extend(batch) or real(cut, batch))
+    real = trunk.forward
+    monkeypatch.setattr(trunk, "forward", lambda cut, batch: computed.extend(batch) or real(cut, batch))
     list(Passing(Trunk(base, 2), context=CONTEXT, store=store)([*stored, *others]))
     assert sorted(s.group for s in computed) == [s.group for s in others]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from domainkit.glossary import Glossary
+from domainkit.model import lexicon
 from domainkit.model.base import Base, load_base
 from domainkit.model.lexicon import Taught, counterparts, teach
 from domainkit.model.rows import (
@@ -179,7 +182,7 @@ def test_the_same_seed_gives_the_same_rows(base: Base, vocabulary: Vocabulary) -
     assert Rows(one).fingerprint != Rows(start).fingerprint
 
 
-def test_taught_once_found_the_second_time(tmp_path: Path, glossary: Glossary) -> None:
+def test_taught_once_found_the_second_time(tmp_path: Path, glossary: Glossary, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, told = make_base(tmp_path / "again"), []
 
     def taught() -> Taught:
@@ -188,7 +191,28 @@ def test_taught_once_found_the_second_time(tmp_path: Path, glossary: Glossary) -
                      progress=told.append)  # fmt: skip
 
     first, count = taught(), len(told)
-    second = taught()
+    with monkeypatch.context() as patch:
+        for name in ("choose", "windows", "distil"):  # what takes long
+            patch.delattr(lexicon, name, raising=False)
+        second = taught()
     assert count and len(told) == count  # nothing was read again
+    assert second.vocabulary == first.vocabulary
+    assert second.base.tokenizer.backend_tokenizer.to_str() == first.base.tokenizer.backend_tokenizer.to_str()
     assert second.base.rows == first.base.rows
     assert {"random", "mean", "distilled"} < set(first.mismatch) and second.mismatch == first.mismatch
+
+
+@pytest.mark.parametrize("change", ["texts", "check", "glossary", "tokens", "seed"])
+def test_what_was_taught_differently_is_not_taken(
+    tmp_path: Path, glossary: Glossary, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    base = load_base(make_base(tmp_path / "again"), bits=32)
+    options: dict[str, Any] = {"tokens": 500, "seed": 0, "cache": tmp_path / "rows"}
+    teach(base, glossary, TEXTS, TEXTS[:1], **options)
+    if change in options:
+        options[change] += 1
+    learn, check = TEXTS[: -1 if change == "texts" else None], TEXTS[: 2 if change == "check" else 1]
+    other = replace(glossary, sha256="other") if change == "glossary" else glossary
+    monkeypatch.setattr(lexicon, "choose", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        teach(load_base(base.path, bits=32), other, learn, check, **options)

@@ -168,7 +168,7 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(base: Base, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         run(base, documents, tmp_path / "killed", progress=kill)
-    kept = [name for name in shards(tmp_path / "killed") if name.endswith(".npy")]
+    kept = [name for name in shards(tmp_path / "killed") if name.endswith(".safetensors")]
     done: list[int] = []
     run(base, documents, tmp_path / "killed", progress=done.append)
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")  # names, indices and every bit
@@ -275,7 +275,7 @@ def test_a_budget_too_small_is_refused_before_anything_is_computed(
     with pytest.raises(UserError, match=r"the budget is 0\.00 GB.*disk_gb"):
         run(base, corpus(), tmp_path, disk_gb=(needed - 1) / 1e9)
     assert computed == []
-    assert list(tmp_path.rglob("*.npy")) == []
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 def test_within_the_budget_the_oldest_activations_make_room(base: Base, tmp_path: Path, small: None) -> None:
@@ -283,7 +283,7 @@ def test_within_the_budget_the_oldest_activations_make_room(base: Base, tmp_path
     budget = 1.6 * one / 1e9
     run(base, corpus(), tmp_path, disk_gb=budget)
     store = run(base, corpus(first=100), tmp_path, disk_gb=budget)
-    used = sum(p.stat().st_size for p in tmp_path.rglob("*.npy"))
+    used = sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors"))
     assert used <= 1.05 * budget * 1e9  # the header of each shard comes on top
     assert all(s.digest in store for s in corpus(first=100))
     again = run(base, corpus(), tmp_path / "fresh")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,6 +54,11 @@ Format = Annotated[
     str, typer.Option(metavar="F", help=f"What the files of --data are: {FORMATS}.  [dim]default: as named[/]")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
+Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")
+]
 MovedBase = Annotated[
     str | None, typer.Option("--base", metavar="B", help="Where the run's base lies now, if it has moved.")
 ]
@@ -79,19 +84,17 @@ def finetune(
     task: Tasks = None,
     data: Data = None,
     format: Format = "",
-    bits: Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")] = None,
+    bits: Bits = None,
     layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
     no_glossary: Annotated[bool, typer.Option("--no-glossary", help="Leave the domain's glossary out.")] = False,
     limit: Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, data and machine: same weights.")] = 0,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")
-    ] = None,
+    config: Config = None,
+    settings: Settings = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print what would be done with memory, disk and time; write nothing."),
+        typer.Option("--dry-run", help="Print what `domainkit plan` tells of this very run; write nothing."),
     ] = False,
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
@@ -107,12 +110,56 @@ def finetune(
         overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
-        for line in recipes.plan(request).lines():
-            typer.echo(line)
+        show(recipes.plan(request))
         return
     run = recipes.finetune(request)
     typer.echo(f"adapter: {run}")
     typer.echo(f"report:  {run / 'reports' / 'index.html'}")
+
+
+@app.command(
+    epilog=examples(
+        "domainkit plan finance",
+        "domainkit plan medical --base ./my-base-model --bits 8",
+        "domainkit plan finance --base ./qwen/config.json --tokens 1000000",
+        "domainkit plan finance --task lm --data lm=news.jsonl --set batch_tokens=2048",
+    )
+)
+def plan(
+    domain: DomainName,
+    base: Annotated[
+        str, typer.Option(metavar="B", help="Base name, local folder, or a config.json: weights are not needed.")
+    ] = "smollm2-135m",
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Plan for N tokens of text; the base then needs no tokenizer."),
+    ] = None,
+    task: Tasks = None,
+    data: Data = None,
+    format: Format = "",
+    bits: Bits = None,
+    limit: Limit = None,
+    config: Config = None,
+    settings: Settings = None,
+) -> None:
+    """Tell what `finetune` would take: parameters, memory by phase, disk, time; and what suits this machine."""
+    from domainkit import recipes
+
+    shorthand = () if bits is None else (f"bits={bits}",)
+    request = recipes.Request(
+        domain=domain, base=base, tasks=tuple(task or ()), data=tuple(data or ()), format=format, limit=limit,
+        config=config, overrides=(*shorthand, *(settings or ())),
+    )  # fmt: skip
+    show(recipes.plan(request, tokens))
+
+
+def show(estimate: Any) -> None:
+    """Print an estimate, and what follows from it here."""
+    from rich.console import Console
+
+    from domainkit.advice import Machine, shown
+
+    Console(soft_wrap=True).print(shown(estimate, Machine.here()))
 
 
 @app.command(

@@ -22,9 +22,9 @@ from domainkit.link import FILE as LINKING
 from domainkit.link import Linker
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
-from domainkit.model.lexicon import Taught, teach
+from domainkit.model.lexicon import Taught, reserve, teach
 from domainkit.model.names import embed_names
-from domainkit.model.split import check_split
+from domainkit.model.split import check_layers, check_split
 from domainkit.progress import bar, say
 from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
@@ -64,11 +64,11 @@ class Setting:
     linker: Linker | None = None
 
 
-def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: bool = False) -> Setting:
+def prepare(request: Request, domain: Domain, run: Path | None = None, *, outline: Base | None = None) -> Setting:
     """Load the base, teach it the glossary, read and tokenize every task's data.
 
-    run: a finished one, to be evaluated: test data only, its own labels and glossary tokens. dry: leave out what takes
-    long and changes no count.
+    run: a finished one, to be evaluated: test data only, its own labels and glossary tokens. outline: the base without
+    its weights, to be taken in its place; what takes long and changes no count is then left out.
     """
     record = bundle.read(run) if run else None
     glossary = _glossary(domain)
@@ -80,13 +80,13 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     if training.steer and training.attention == "lsh":
         raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
                         where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
-    base = load_base(
+    base = outline or load_base(
         request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub,
         stream=training.stream, keep=training.layers,
     )  # fmt: skip
     if record:
         bundle.check_base(record, base)
-    check_split(base, domain.training.layers)
+    (check_layers if outline else check_split)(base, domain.training.layers)
     sources = {
         task.name: _sources(task, given.get(task.name), request.format, alone=record is not None) for task in tasks
     }
@@ -101,7 +101,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
     if run and record:
         base = bundle.restore_rows(run, base, record)
     elif glossary:
-        taught = _teach(base, glossary, examples, domain.training, request.seed, dry=dry)
+        taught = _teach(base, glossary, examples, domain.training, request.seed, dry=outline is not None)
         base = taught.base
     if not (request.tasks or base.added):
         tasks = _wordless(tasks)
@@ -127,7 +127,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, dry: b
         prepared[task.name] = ready
     kinds = {task.name: kinds[task.name] for task in tasks}
     data = {f"{name}/{s.name}": _provenance(s.path, s.format) for name in kinds for s in sources[name]}
-    linker = None if dry else _linker(graph, prepared.values(), base, run)
+    linker = None if outline else _linker(graph, prepared.values(), base, run)
     return Setting(domain, base, kinds, prepared, data, taught, glossary, graph, linker)
 
 
@@ -166,7 +166,9 @@ def _teach(base: Base, glossary: Glossary, examples: Mapping[str, Mapping[str, S
     """Tokens for the glossary's terms, learned from what the tasks may learn from."""
     every = {(source, e.text): e for found in examples.values() for source, some in found.items() for e in some}
     learn, check = split(every.values())
-    tokens = 0 if dry else training.glossary_tokens
+    tokens = training.glossary_tokens
+    if dry:
+        return reserve(base, glossary, [e.text for e in learn], tokens=tokens)
     with bar("terms", tokens) as advance:
         return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
                      cache=cache_dir() / "rows", progress=advance)  # fmt: skip

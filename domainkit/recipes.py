@@ -10,18 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from domainkit.assets import cache_dir
 from domainkit.claim import WORK, alone, finish, is_finished, remember
-from domainkit.estimate import Estimate, estimate
-from domainkit.evaluate import glossary_tables, judge, report, settle, speed, training_curves
+from domainkit.estimate import Data, Estimate, Estimator
+from domainkit.evaluate import glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
 from domainkit.files import digest, write_text
 from domainkit.fit import fit
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
+from domainkit.model.outline import outline
 from domainkit.model.passing import Passing
 from domainkit.model.split import Trunk
 from domainkit.model.store import Store
@@ -29,6 +31,7 @@ from domainkit.model.top import BALANCE, Top, adapt
 from domainkit.nets.balance import Balance
 from domainkit.prepare import Request, Setting, describe, prepare
 from domainkit.progress import bar, say
+from domainkit.rehearse import Rehearsal
 from domainkit.report import Report, Table, write_index
 from domainkit.spec import Domain, Training
 from domainkit.types import Example, UserError
@@ -71,11 +74,24 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
     finish(folder)
 
 
-def plan(request: Request) -> Estimate:
-    """What `finetune` would do, without doing it: nothing is written."""
+def plan(request: Request, tokens: int | None = None) -> Estimate:
+    """What `finetune` would do and take, without doing it: no weight is read, nothing is written.
+
+    tokens: of the text, as if it had so many; the base then needs no tokenizer.
+    """
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
-    setting = prepare(request, domain, dry=True)
-    return estimate(setting.base, setting.prepared, domain.training)
+    training = domain.training
+    base = outline(request.base, bits=training.bits, attention=training.attention, context=training.context,
+                   hub=request.hub, spell=tokens is not None)  # fmt: skip
+    before = psutil.Process().memory_info().rss
+    setting = prepare(request, domain, outline=base)
+    data = Data.of(setting.prepared, training, tokens)
+    now, most = psutil.Process().memory_info().rss + data.unread, peak_rss_mb() * 2**20 + data.unread
+    unsolved = {name: replace(prepared, labelled=()) for name, prepared in setting.prepared.items()}
+    with torch.device("meta"):
+        top = fresh_top(replace(setting, prepared=unsolved), request.seed)
+    work = Rehearsal(setting.base, top, setting.kinds, setting.prepared, training, data.longest, data.tokens).work()
+    return Estimator(setting.base, top, training, data, work, (before, now, most)).estimate()
 
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),

@@ -16,7 +16,7 @@ from domainkit import cli
 from domainkit.types import UserError
 
 COMMANDS = (
-    [], ["finetune"], ["eval"], ["extract"], ["export"],
+    [], ["finetune"], ["plan"], ["eval"], ["extract"], ["export"],
     ["base"], ["base", "pull"], ["base", "list"], ["base", "check"],
     ["glossary"], ["glossary", "check"], ["glossary", "map"], ["glossary", "stats"], ["glossary", "tokens"],
 )  # fmt: skip
@@ -29,17 +29,17 @@ class Request:
 
     domain: str
     base: str
-    out: Path | None
-    tasks: tuple[str, ...]
-    data: tuple[str, ...]
-    format: str
-    limit: int | None
-    resume: bool
-    seed: int
-    config: Path | None
-    overrides: tuple[str, ...]
-    hub: bool
-    overwrite: bool
+    out: Path | None = None
+    tasks: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    format: str = ""
+    limit: int | None = None
+    resume: bool = False
+    seed: int = 0
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    hub: bool = False
+    overwrite: bool = False
 
 
 @dataclass
@@ -56,12 +56,9 @@ class Recipes:
             raise self.fault
         return request.out or Path("runs") / request.domain
 
-    def plan(self, request: Request) -> Recipes:
-        self.asked.append(request)
-        return self
-
-    def lines(self) -> list[str]:
-        return ["trunk: 7 tokens", "disk: 3 MB"]
+    def plan(self, request: Request, tokens: int | None = None) -> str:
+        self.asked.append((request, tokens))
+        return "an estimate"
 
     def evaluate(self, domain: str, **options: object) -> Path:
         self.asked.append((domain, options))
@@ -80,6 +77,14 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
     monkeypatch.setitem(sys.modules, "domainkit.recipes", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(domainkit, "recipes", fake, raising=False)
     return fake
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is shown of estimates."""
+    found: list[object] = []
+    monkeypatch.setattr(cli, "show", found.append)
+    return found
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -148,12 +153,25 @@ def test_finetune_says_where_things_are(
     ]
 
 
-def test_dry_run_only_plans(
-    monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_only_plans(monkeypatch: pytest.MonkeyPatch, recipes: Recipes, shown: list[object]) -> None:
     recipes.fault = AssertionError("finetune was called")
     assert run(monkeypatch, "finetune", "finance", "--dry-run") == 0
-    assert capsys.readouterr().out == "trunk: 7 tokens\ndisk: 3 MB\n"
+    wanted = Request("finance", "smollm2-135m", None, (), (), "", None, False, 0, None, (), False, False)
+    assert (recipes.asked, shown) == ([(wanted, None)], ["an estimate"])
+
+
+def test_plan_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes: Recipes, shown: list[object]) -> None:
+    line = (
+        "plan ./law --base c.json --tokens 1000 --task lm --data a.txt --format brat --bits 8 --limit 9"
+        " --config c.toml --set epochs=2"
+    )
+    assert run(monkeypatch, *line.split()) == 0
+    wanted = Request(
+        "./law", "c.json", None, ("lm",), ("a.txt",), "brat", 9, False, 0, Path("c.toml"), ("bits=8", "epochs=2"),
+        False, False,
+    )  # fmt: skip
+    assert (recipes.asked, shown) == ([(wanted, 1000)], ["an estimate"])
+    assert run(monkeypatch, "plan", "finance", "--tokens", "0") == 2
 
 
 def test_eval_passes_everything_on(

@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import load_file
 
 from domainkit import claim, cli, recipes
+from domainkit.estimate import Estimate
 from domainkit.files import digest
 from domainkit.model import bundle
 from domainkit.model.base import load_base
@@ -699,30 +700,75 @@ def test_a_dry_run_writes_nothing_and_says_what_it_would_cost(
     before = times(desk.folder)
     ended = domainkit("finetune", str(desk.domain), "--base", str(desk.base), "--dry-run")
     assert ended.code == 0
-    for needed in ("task lm:", "task regulation:", "tokens once, about", " s\n", "memory: about", "GB", "disk:", "MB"):
+    for needed in (
+        "task lm",
+        "task regulation",
+        "tokens once, counted",
+        " s\n",
+        "peak:",
+        "GB",
+        "disk",
+        "MB",
+        "workers:",
+    ):
         assert needed in ended.out
     assert times(desk.folder) == before and not list(tmp_path.iterdir())
 
 
 def test_a_plan_counts_what_then_is_done(desk: Desk, own_cache: Path, tmp_path: Path) -> None:
-    estimate = recipes.plan(desk.request(tmp_path / "run"))
-    recipes.finetune(desk.request(tmp_path / "run", overrides=("activations=float16",)))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):  # no weights
+        shutil.copy(desk.base / name, bare)
+    changed = {"overrides": ("activations=float16", "depths=[1]")}
+    estimate = recipes.plan(replace(desk.request(tmp_path / "run", **changed), base=str(bare)))
+    recipes.finetune(desk.request(tmp_path / "run", **changed))
     values = [value for path in shards(own_cache) for value in load_file(path).values()]
     assert estimate.disk == sum(value.nbytes for value in values)
-    assert estimate.trunk_tokens == estimate.disk // 2 // 64  # width 64, two bytes each
+    assert estimate.data.tokens == estimate.disk // 2 // 2 // 64  # width 64, two depths, two bytes each
+    domain = Domain.load(str(desk.domain), overrides=changed["overrides"])
+    real = recipes.fresh_top(prepare(desk.request(tmp_path / "run", **changed), domain), 0)
+    assert estimate.learning == sum(value.numel() for value in real.trainable().values())
+
+
+def test_a_plan_for_tokens_that_are_not_there_needs_a_config_only(desk: Desk, tmp_path: Path) -> None:
+    config = Path(shutil.copy(desk.base / "config.json", tmp_path / "model.json"))
+    small, large = (
+        recipes.plan(replace(desk.request(tmp_path / "run"), base=str(config)), tokens) for tokens in (10_000, 10**9)
+    )
+    assert (small.data.tokens, small.disk) == (10_000, 10_000 * 64 * 2) and large.disk == 10**9 * 64 * 2
+    assert sum(small.data.trained.values()) == pytest.approx(20_000, abs=2)  # two epochs
+    assert large.peak > 10**11 > small.peak  # the text has to be held
+    assert small.learning == recipes.plan(desk.request(tmp_path / "run")).learning  # labels are those of the data
+
+
+def test_attention_takes_time_with_the_square_of_a_long_context(desk: Desk, tmp_path: Path) -> None:
+    def trunk(context: int, attention: str) -> float:
+        overrides = (f"context={context}", f"batch_tokens={context}", f"attention={attention}")
+        phases = recipes.plan(desk.request(tmp_path / "run", overrides=overrides), 10**7).phases
+        return float(next(phase.seconds or 0 for phase in phases if phase.name == "trunk"))
+
+    assert trunk(65536, "sdpa") > 20 * trunk(1024, "sdpa")  # at width 64 nearly all of it is attention
+    assert trunk(65536, "lsh") < trunk(65536, "sdpa") / 3
 
 
 def test_a_plan_leaves_out_the_memory_of_layers_on_disk(
-    desk: Desk, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def planned(how: str) -> Estimate:
+        return recipes.plan(desk.request(tmp_path / "run", overrides=("bits=32", f"stream={how}")))
+
+    def most(estimate: Estimate) -> int:
+        return max(phase.needed for phase in estimate.phases)
+
     monkeypatch.setattr("domainkit.estimate.TOGETHER", 0)  # what is on its way is larger than these layers
-    way = ("bits=32",)
-    whole, streamed = (
-        recipes.plan(desk.request(tmp_path / "run", overrides=(*way, f"stream={how}"))) for how in ("never", "always")
-    )
+    whole, streamed = planned("never"), planned("always")
+    assert (whole.on_disk, streamed.on_disk, planned("auto").on_disk) == (0, 2, 0)
+    monkeypatch.setattr("domainkit.estimate.SHARE", 0)
+    assert planned("auto").on_disk == 2
     layer = sum(p.numel() * 4 for p in load_base(desk.base, bits=32).layers()[0].parameters())
-    assert whole.memory - streamed.memory == layer  # two are on disk, one of them at a time in memory
-    assert whole.trunk_tokens == streamed.trunk_tokens
+    assert whole.needed[32] - whole.streamed == layer  # two are on disk, one of them at a time in memory
+    assert most(whole) == whole.needed[32] and most(streamed) == streamed.streamed
 
 
 def test_nothing_is_written_for_a_task_that_does_not_exist(desk: Desk, tmp_path: Path) -> None:

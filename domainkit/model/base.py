@@ -149,8 +149,8 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
-    dtype, compute = _precision(bits)
-    config, stretched = _config(path, context)
+    dtype, compute = precision(bits)
+    config, stretched = configuration(path, context)
     how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": _quantization(bits, compute)}
     skeleton = None if stream == "never" else Skeleton.of(path, config, **how)
     if skeleton and stream == "auto" and skeleton.fits:
@@ -170,7 +170,7 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     return base
 
 
-def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
+def precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     """What is not quantized, and what matrix products are computed in.
 
     A CPU with AVX512-BF16 multiplies bfloat16 twice as fast as float32; without, many times slower. Its other
@@ -184,7 +184,7 @@ def _precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.bfloat16 if quick else dtype
 
 
-def _config(path: Path, context: int) -> tuple[Any, str]:
+def configuration(path: Path, context: int) -> tuple[Any, str]:
     """The decoder's configuration, fit for sequences of `context` tokens, and what was done to its positions."""
     with quiet():
         try:

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from domainkit.types import UserError
 
-MANIFEST = "domainkit-base.json"
+MANIFEST, CONFIG = "domainkit-base.json", "config.json"
 # Beside *.safetensors, these files decide what a base computes (SentencePiece and BPE tokenizers included).
 _IDENTITY = {
     "added_tokens.json", "chat_template.jinja", "config.json", "merges.txt", "special_tokens_map.json",
@@ -45,17 +45,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def inspect(folder: Path) -> None:
     """Raise UserError for everything that can be known to fail before a byte of the weights is loaded."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError("config.json is missing", where=folder, instead="a whole Hugging Face model folder")
-    try:
-        facts = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not valid JSON: {error}", where=config) from error
-    _inspect_config(facts, folder)
+    inspect_config(folder / CONFIG)
     _inspect_weights(folder)
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(folder):
         raise UserError("the tokenizer is missing", where=folder, instead="tokenizer.json beside config.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer's files."""
+    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def inspect_config(file: Path) -> None:
+    """Raise UserError unless a config.json is that of a decoder that transformers itself knows."""
+    if not file.is_file():
+        raise UserError("config.json is missing", where=file.parent, instead="a whole Hugging Face model folder")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}", where=file, instead="the config.json of a model folder") from error
+    if not isinstance(facts, dict):
+        raise UserError("not a JSON object", where=file, instead="the config.json of a model folder")
+    _inspect_config(facts, file.parent)
 
 
 def _inspect_config(facts: dict[str, Any], folder: Path) -> None:

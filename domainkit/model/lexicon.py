@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import safetensors.torch
 from safetensors import safe_open
@@ -85,6 +86,25 @@ def _kept(path: Path, base: Base) -> Taught:
     vocabulary = Vocabulary(tuple(facts["forms"]), tuple(facts["terms"]), facts["first"],
                             tuple(map(tuple, facts["pieces"])), facts["left_out"])  # fmt: skip
     return Taught(extend(base, inject(base.tokenizer, vocabulary), vocabulary.first, rows), vocabulary, told)
+
+
+def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int) -> Taught:
+    """`teach` for a base without weights: the same tokens, and rows that hold nothing.
+
+    The texts are cut as they are for distilling, so that this process comes to hold what that one does.
+    """
+    vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
+    if not vocabulary.forms:
+        return Taught(base, vocabulary, {})
+    size = vocabulary.first + len(vocabulary.forms)
+    if size > len(base.embedding.weight):
+        cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
+        base.model.requires_grad_(False)
+    tokenizer = inject(base.tokenizer, vocabulary)
+    if tokens:
+        windows(_with_pairs(glossary, learn), base, tokenizer, vocabulary.first, tokens=tokens)
+    added = tuple(range(vocabulary.first, size))
+    return Taught(replace(base, tokenizer=tokenizer, plain=base.tokenizer, added=added), vocabulary, {})
 
 
 def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows, found: Sequence[Window],

@@ -1,0 +1,138 @@
+"""What follows from an estimate on this machine, and both for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from domainkit.estimate import Estimate
+
+ROOM = 0.9  # of the memory that a run may take: the system and other programs need the rest
+LARGEST = 16  # times the batch that is set: beyond, steps are too few to learn from
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may take."""
+
+    memory: int  # bytes
+    cores: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one, or what its container is given."""
+        memory = psutil.virtual_memory().total
+        with suppress(OSError, ValueError):
+            memory = min(memory, int(LIMIT.read_text()))
+        return cls(memory, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    @property
+    def room(self) -> int:
+        return int(ROOM * self.memory)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Settings that suit the machine."""
+
+    bits: int | None  # the most that fit; None: none do
+    stream: bool  # whether the trunk has to run layer by layer
+    batch_tokens: int  # tokens of a batch; of several that are put together into a step if that is needed
+    accumulation: int
+    workers: int  # processes for the trunk, each with its own base; 0: not one fits
+
+
+def advise(estimate: Estimate, machine: Machine) -> Advice:
+    """What follows from the figures."""
+    fit = [bits for bits, needed in estimate.needed.items() if needed <= machine.room]
+    training, step = estimate.training, max(1, estimate.batch)
+    trained = [phase.needed for phase in estimate.phases if phase.name == "train the top"]  # none: the batch stays
+    spare = machine.room - max(trained, default=machine.room) + step
+    batch = training.batch_tokens
+    while batch < LARGEST * training.batch_tokens and 2 * batch / training.batch_tokens * step <= spare:
+        batch *= 2
+    if step > spare > 0 and training.batch_tokens > training.context:
+        batch = max(training.context, int(training.batch_tokens * spare / step))
+    together = max(1, round(training.batch_tokens / batch)) * training.accumulation
+    workers = min(machine.cores, machine.room // max(1, estimate.trunk))
+    return Advice(max(fit, default=None), not fit and estimate.streamed <= machine.room, batch, together, workers)
+
+
+def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
+    """The advice in words."""
+    advice, training = advise(estimate, machine), estimate.training
+    needed = ", ".join(f"{bits} bits {_gb(size)}" for bits, size in sorted(estimate.needed.items()))
+    yield f"memory needed: {needed}"
+    yield f"memory here: {_gb(machine.memory)}, of which a run may take {ROOM:.0%}"
+    if advice.bits is None:
+        streamed = f"{training.bits} with the layers on disk, one at a time, take {_gb(estimate.streamed)}"
+        yield f"bits: none fit; {streamed}" + (
+            ": --set stream=always" if advice.stream else ", which is too much as well"
+        )
+    elif training.bits > advice.bits:
+        yield f"bits: {training.bits} do not fit, {advice.bits} do: --set bits={advice.bits}"
+    else:
+        yield f"bits: {training.bits} fit" + (f", {advice.bits} would" if advice.bits > training.bits else "")
+    if advice.batch_tokens >= training.batch_tokens:
+        more = f", up to {advice.batch_tokens:,} would" if advice.batch_tokens > training.batch_tokens else ""
+        yield f"batch_tokens: {training.batch_tokens:,} fit{more}"
+    else:
+        yield (f"batch_tokens: {training.batch_tokens:,} do not fit: --set batch_tokens={advice.batch_tokens} "
+               f"--set accumulation={advice.accumulation}")  # fmt: skip
+    threads = max(1, machine.cores // max(1, advice.workers))
+    yield (f"workers: {advice.workers} for the trunk, {_gb(estimate.trunk)} and {threads} of {machine.cores} cores each"
+           if advice.workers else "workers: not one for the trunk fits")  # fmt: skip
+
+
+def shown(estimate: Estimate, machine: Machine) -> Group:
+    """All of it, for people."""
+    facts, phases = Table.grid(padding=(0, 2)), Table("phase", "peak", "of it files", "time", box=None, pad_edge=False)
+    for row in _facts(estimate):
+        facts.add_row(*row)
+    for phase in estimate.phases:
+        time = "" if phase.seconds is None else f"about {_duration(phase.seconds)}"
+        phases.add_row(phase.name, _gb(phase.peak), _gb(phase.mapped) if phase.mapped else "", time)
+    for column in phases.columns[1:]:
+        column.justify = "right"
+    said = [Text(line) for line in lines(estimate, machine)]
+    return Group(facts, Text(), phases, Text(f"peak: {_gb(estimate.peak)}"), Text(), *said)
+
+
+def _facts(estimate: Estimate) -> Iterator[Sequence[str]]:
+    data = estimate.data
+    yield (
+        "base",
+        f"{estimate.base}: {estimate.parameters:,} parameters, "
+        f"{_gb(estimate.weights)} in {estimate.training.bits} bits",
+    )
+    if estimate.on_disk:
+        yield "on disk", f"{estimate.on_disk} layers, one at a time in memory"
+    yield "trained", f"{estimate.learning:,} parameters"
+    if estimate.rows:
+        yield "glossary", f"{estimate.rows:,} numbers in the rows of its new tokens"
+    for name, (train, test) in data.sequences.items():
+        yield f"task {name}", f"{train:,} sequences to train on, {test:,} to test on"
+    yield "trunk", f"{data.tokens:,} tokens once, " + ("as given with --tokens" if data.given else "counted")
+    yield "top", f"{sum(data.trained.values()):,} tokens in all epochs"
+    kind = "float32" if estimate.training.activations == "float32" else "float16; twice that if it proves too coarse"
+    yield "disk", f"{estimate.disk / 1e6:,.1f} MB of activations ({kind})"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} s"

@@ -18,10 +18,15 @@ from domainkit.types import UserError
 WORK = ".work"  # checkpoints and settings of an unfinished run, inside the run folder
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a finished run lies there, and nobody is at work on another."""
+    return (folder / RECORD).exists() and not (folder / WORK).exists()
+
+
 def is_finished(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     """True when `resume` finds the run already finished; raises UserError rather than overwrite anything."""
     finished, begun = (folder / RECORD).exists(), (folder / WORK).exists()
-    if finished and not begun and resume:
+    if is_done(folder) and resume:
         say(f"{folder} is finished already")
         return True
     if (finished or begun) and not (resume or overwrite):

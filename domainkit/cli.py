@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from domainkit import ranks
 from domainkit.glossary_cli import glossary_app
 from domainkit.graph_cli import graph_app
 from domainkit.types import UserError
@@ -111,8 +112,9 @@ def finetune(
             typer.echo(line)
         return
     run = recipes.finetune(request)
-    typer.echo(f"adapter: {run}")
-    typer.echo(f"report:  {run / 'reports' / 'index.html'}")
+    if ranks.leads():
+        typer.echo(f"adapter: {run}")
+        typer.echo(f"report:  {run / 'reports' / 'index.html'}")
 
 
 @app.command(
@@ -241,12 +243,15 @@ def check(
 def main() -> None:
     """Console entry: a UserError is one line and exit 1, Ctrl-C exit 130, anything else a traceback."""
     try:
+        if ranks.count() > 1 and (sys.argv[1:2] != ["finetune"] or "--dry-run" in sys.argv):
+            raise UserError("only `finetune` is for several processes", where="torchrun",
+                            instead=shlex.join(["domainkit", *sys.argv[1:]]))  # fmt: skip
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
+        if stop.code == INTERRUPTED and ranks.leads():
             typer.echo(stopped(sys.argv[1:]), err=True)
         raise
 
@@ -258,4 +263,5 @@ def stopped(arguments: list[str]) -> str:
     if arguments[:1] != ["finetune"] or "--dry-run" in arguments:
         return "stopped"
     kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
-    return f"stopped; continue with: {shlex.join(['domainkit', *kept, '--resume'])}"
+    started = ["torchrun", "--nproc_per_node", str(ranks.count()), "-m"] if ranks.launched() else []
+    return f"stopped; continue with: {shlex.join([*started, 'domainkit', *kept, '--resume'])}"

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from domainkit import ranks
 from domainkit.assets import cache_dir
-from domainkit.claim import WORK, is_finished, remember
+from domainkit.claim import WORK, is_done, is_finished, remember
+from domainkit.engines import engine
 from domainkit.estimate import Estimate, estimate
 from domainkit.evaluate import glossary_tables, judge, report, settle, speed, training_curves
 from domainkit.files import write_text
@@ -41,18 +43,29 @@ __all__ = ["Request", "Setting", "evaluate", "export", "finetune", "plan"]
 def finetune(request: Request) -> Path:
     """Adapt a base to a domain and write the run folder with its reports. Returns the folder.
 
+    Under torchrun the first process prepares and writes; the others wait, read what it has written, and train with it.
     Raises UserError for anything the user can mend; KeyboardInterrupt leaves a run that `resume` continues.
     """
     began = time.perf_counter()
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
     folder = request.out or Path("runs") / domain.name
-    if is_finished(folder, resume=request.resume, overwrite=request.overwrite):
-        return folder
-    setting = prepare(request, domain)
-    remember(folder, describe(request, setting), resume=request.resume)
-    store = activations(setting)
+    by = engine(domain.training).name
+    ranks.join(deepspeed=by == "deepspeed", fsdp=by == "fsdp")
+    with ranks.in_turn():
+        if ranks.leads() and is_finished(folder, resume=request.resume, overwrite=request.overwrite):
+            return folder
+        if is_done(folder) and not ranks.leads():
+            return folder
+        setting = prepare(request, domain)
+        if ranks.leads():
+            remember(folder, describe(request, setting), resume=request.resume)
+    with ranks.in_turn():
+        store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
+    ranks.leave()
+    if not ranks.leads():
+        return folder
     reader = reading(setting, top, store)
     for name, prepared in setting.prepared.items():
         settle(name, reader, prepared)
@@ -109,12 +122,20 @@ def export(run: Path, target: Path, *, base: str | None = None, bits: int = 32, 
 
 
 def activations(setting: Setting) -> Store:
-    """Run the trunk over everything the tasks need and the store lacks."""
+    """Run the trunk over everything the tasks need and the store lacks; the first of several processes does."""
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
     store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
                              depths=training.depths)  # fmt: skip
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
+    if not ranks.leads():
+        if missing:
+            raise UserError(
+                "the activations that the first process has written are not here",
+                where=store.folder,
+                instead="DOMAINKIT_CACHE on a disk that all machines share",
+            )
+        return store
     with bar("trunk", sum(missing.values())) as advance:
         return trunk.run(
             setting.base, training.layers, sequences, root,

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from domainkit import ranks
 from domainkit.assets import cache_dir
 from domainkit.files import explain, sync
 from domainkit.model import attention as lsh
@@ -334,7 +335,7 @@ def _model(path: Path, bits: int, attention: str, dtype: torch.dtype, compute: t
                 dtype=dtype,
                 attn_implementation=attention,
                 quantization_config=quantization,
-                device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+                device_map={"": ranks.place()},
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

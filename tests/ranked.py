@@ -1,0 +1,75 @@
+"""One of the processes that torchrun starts for tests/test_ranks.py: trains the tests' small top, whole and cut off.
+
+python -m torch.distributed.run --nproc_per_node 2 -m tests.ranked BASE STORE OUT KEY=VALUE…
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+
+from domainkit import ranks
+from domainkit.fit import Fitted
+from domainkit.model.top import Top
+from domainkit.spec import Training
+from tests.test_fit import TRAINING, Case, Crash, at_step, copies, crash, make_case
+
+CUT = 4  # the step after which a run is cut off
+
+
+def join(training: Training) -> None:
+    """As a process does that fits once; here each fit begins anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    ranks.join(deepspeed=bool(training.deepspeed), fsdp=bool(training.fsdp))
+
+
+def tell(out: Path, name: str, top: Top, fitted: Fitted) -> None:
+    if ranks.leads():
+        save_file(copies(top), out / f"{name}.safetensors")
+        (out / f"{name}.json").write_text(json.dumps(fitted.log))
+
+
+def interrupted(case: Case, folder: Path, training: Training) -> None:
+    """The last process gets a signal in a step: all of them save and stop after the same one."""
+    stop = at_step(CUT, lambda: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        case.fit(folder, training=training, progress=None if ranks.leads() else stop)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("nothing was interrupted")
+
+
+def main() -> None:
+    base, store, out = map(Path, sys.argv[1:4])
+    chosen: dict[str, Any] = dict(pair.split("=") for pair in sys.argv[4:])
+    training = replace(TRAINING, **{k: int(v) if v.isdigit() else v for k, v in chosen.items()})
+    torch.set_num_threads(1)
+    join(training)
+    with ranks.in_turn():
+        case = make_case(base, store)
+    tell(out, "whole", *case.fit(out / "whole", training=training))
+    join(training)
+    try:
+        case.fit(out / "crashed", training=training, progress=at_step(CUT, crash))
+    except Crash:
+        join(training)
+        tell(out, "crashed", *case.fit(out / "crashed", training=training, resume=True))
+    if not (training.deepspeed or training.fsdp):
+        join(training)
+        interrupted(case, out / "interrupted", training)
+        join(training)
+        tell(out, "interrupted", *case.fit(out / "interrupted", training=training, resume=True))
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -153,6 +153,7 @@ def evaluate(
         "domainkit extract runs/medical notes/*.txt --out found.jsonl",
         "domainkit extract runs/medical abstracts.pubtator --out found.jsonl --summary summary",
         "domainkit extract runs/medical notes --format text --out found.jsonl",
+        "domainkit extract runs/medical archive.jsonl --out found.jsonl --workers 8",
     )
 )
 def extract(
@@ -169,13 +170,19 @@ def extract(
         str, typer.Option("--summary", metavar="T", help="Write a summary of each too, as task T does; it takes long.")
     ] = "",
     base: MovedBase = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read at the same time.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="E", help="What they run on: datatrove, ray, or a JSON file for Slurm.")
+    ] = "",
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is one.")] = False,
 ) -> None:
     """Read documents with a run: entities with their concepts, and relations. Asked again, it goes on."""
     from domainkit import extract
 
-    done = extract.extract(extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite))
+    done = extract.extract(
+        extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite, workers, engine)
+    )
     typer.echo(f"documents: {done.out}, {done.documents:,} of them")
     done.stop()
 

@@ -26,9 +26,14 @@ def count() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
 def leads() -> bool:
     """Whether this is the first process: the one that writes, and speaks."""
-    return not launched() or os.environ["RANK"] == "0"
+    return rank() == 0
 
 
 def place() -> str:

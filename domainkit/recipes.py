@@ -59,8 +59,7 @@ def finetune(request: Request) -> Path:
         setting = prepare(request, domain)
         if ranks.leads():
             remember(folder, describe(request, setting), resume=request.resume)
-    with ranks.in_turn():
-        store = activations(setting)
+    store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
     ranks.leave()
@@ -122,25 +121,22 @@ def export(run: Path, target: Path, *, base: str | None = None, bits: int = 32, 
 
 
 def activations(setting: Setting) -> Store:
-    """Run the trunk over everything the tasks need and the store lacks; the first of several processes does."""
+    """Run the trunk over everything the tasks need and the store lacks; torchrun's processes share the work."""
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
-    store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
-                             depths=training.depths)  # fmt: skip
+    with ranks.in_turn():
+        store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
+                                 depths=training.depths)  # fmt: skip
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
-    if not ranks.leads():
-        if missing:
-            raise UserError(
-                "the activations that the first process has written are not here",
-                where=store.folder,
-                instead="DOMAINKIT_CACHE on a disk that all machines share",
-            )
-        return store
-    with bar("trunk", sum(missing.values())) as advance:
-        return trunk.run(
-            setting.base, training.layers, sequences, root,
-            disk_gb=training.disk_gb, dtype=training.activations, depths=training.depths, progress=advance,
+    with bar("trunk", sum(missing.values()) // ranks.count()) as advance:
+        store = trunk.run(
+            setting.base, training.layers, sequences, root, disk_gb=training.disk_gb, dtype=training.activations,
+            depths=training.depths, share=(ranks.rank(), ranks.count()), progress=advance,
         )  # fmt: skip
+    if not all(s.digest in store for s in sequences):
+        raise UserError("the activations that other processes have written are not here", where=store.folder,
+                        instead="DOMAINKIT_CACHE on a disk that all machines share")  # fmt: skip
+    return store
 
 
 def fresh_top(setting: Setting, seed: int) -> Top:

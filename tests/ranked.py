@@ -19,11 +19,13 @@ from safetensors.torch import save_file
 
 from domainkit import ranks
 from domainkit.fit import Fitted
+from domainkit.model import trunk
 from domainkit.model.top import Top
 from domainkit.spec import Training
 from tests.test_fit import TRAINING, Case, Crash, at_step, copies, crash, make_case
 
 CUT = 4  # the step after which a run is cut off
+SHARD = 64  # tokens of a batch and of a shard of the trunk's pass: several for each process
 
 
 def join(training: Training) -> None:
@@ -48,6 +50,14 @@ def interrupted(case: Case, folder: Path, training: Training) -> None:
     raise AssertionError("nothing was interrupted")
 
 
+def share_the_trunk(case: Case, root: Path) -> None:
+    trunk.SHARD = trunk.BATCH = SHARD
+    sequences = [s for prepared in case.tasks.values() for s in prepared.train]
+    with ranks.in_turn():
+        trunk.open_store(case.base, 2, sequences, root, dtype="float32")
+    trunk.run(case.base, 2, sequences, root, disk_gb=1, dtype="float32", share=(ranks.rank(), ranks.count()))
+
+
 def main() -> None:
     base, store, out = map(Path, sys.argv[1:4])
     chosen: dict[str, Any] = dict(pair.split("=") for pair in sys.argv[4:])
@@ -64,6 +74,7 @@ def main() -> None:
         join(training)
         tell(out, "crashed", *case.fit(out / "crashed", training=training, resume=True))
     if not (training.deepspeed or training.fsdp):
+        share_the_trunk(case, out / "shared")
         join(training)
         interrupted(case, out / "interrupted", training)
         join(training)

@@ -11,7 +11,6 @@ PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
     "types assets usage ranks __version__",
     "files progress fill align",
-    "shards",
     "ontology",
     "glossary graph spec score curve passages",
     "report spanscore matcher rrf",
@@ -26,6 +25,7 @@ FLOORS = (  # from the ground up; a name may import only from lines above its ow
     "fit evaluate estimate claim continual",
     "prepare",
     "recipes run",
+    "shards",
     "parts",
     "serve glossary_cli graph_cli extract spacy_component",
     "cli",

@@ -54,6 +54,17 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes, which take seconds to begin: shard after shard in this one."""
+
+    def run(self: Any, workers: int, advance: Any) -> None:
+        for number in self.get_incomplete_ranks():
+            self._run_for_rank(number, 1)
+
+    monkeypatch.setattr("domainkit.shards.Shards.run", run)
+
+
 def documents(folder: Path, count: int, kill: int | None = None) -> Path:
     path = folder / "notes.jsonl"
     write_jsonl(path, (Example(KILL if i == kill else f"Note {i}.", id=f"n{i}") for i in range(count)))
@@ -119,7 +130,7 @@ def test_all_killed_and_asked_again(clinic: Clinic, tmp_path: Path) -> None:
     assert not marks.exists()
 
 
-@pytest.mark.usefixtures("stub")
+@pytest.mark.usefixtures("stub", "at_once")
 @pytest.mark.parametrize("change", ["documents", "summary"])
 def test_what_was_begun_with_something_else_is_refused(
     clinic: Clinic, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
@@ -182,7 +193,7 @@ def test_a_process_goes_along_and_can_go_back(tmp_path: Path) -> None:
 
 
 SBATCH = """#!/bin/bash
-# A queue of one machine: the array's tasks run one after another, the second one never
+# A queue of one machine: the array's tasks run one after another
 script="${@: -1}"
 if grep -q launch_pickled "$script"; then
   last=$(grep -oP '(?<=--array=0-)[0-9]+' "$script")
@@ -194,6 +205,7 @@ echo "Submitted batch job 7"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stub")
 def test_a_slurm_job(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a queue that stands in for Slurm's."""
@@ -217,6 +229,7 @@ def test_a_slurm_job(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyP
         extract(lost)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
 @pytest.mark.usefixtures("stub")
 def test_ray(clinic: Clinic, tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from domainkit import cli, ranks
 from domainkit.engines import Engine, engine
 from domainkit.fit import Fitted, Step, spread
-from domainkit.model import bundle
+from domainkit.model import bundle, trunk
 from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
+from tests.ranked import SHARD
 from tests.test_fit import TRAINING, Case, copies, make_case
-from tests.test_recipes import make_desk
+from tests.test_recipes import make_desk, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy" / "distributed"
@@ -84,9 +85,15 @@ def check(alone: Alone, out: Path, names: Sequence[str], **more: object) -> None
             assert float((weights[key] - value).abs().max()) < 1e-5, (name, key)
 
 
-def test_two_processes_train_what_one_does(alone: Alone, tmp_path: Path) -> None:
-    """In one step a process may read while the other sorts, or has nothing left to do."""
+def test_two_processes_train_what_one_does(alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one step a process may read while the other sorts, or has nothing left to do. They share the trunk's pass."""
     check(alone, tmp_path, ["whole", "crashed", "interrupted"])
+    for name in ("SHARD", "BATCH"):
+        monkeypatch.setattr(trunk, name, SHARD)
+    sequences = [s for prepared in alone.case.tasks.values() for s in prepared.train]
+    trunk.run(alone.case.base, 2, sequences, tmp_path / "alone", disk_gb=1, dtype="float32")
+    assert snapshot(tmp_path / "alone") == snapshot(tmp_path / "shared")
+    assert len(list((tmp_path / "shared").rglob("*.npy"))) > 3
 
 
 def test_fsdp2_trains_what_one_process_does(alone: Alone, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_deepspeed_trains_what_one_process_does(alone: Alone, tmp_path: Path, st
 
 
 def test_a_run_folder_as_one_process_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of activations is computed once, by the first process; only it writes and speaks."""
+    """Its activations too, which the processes share; only the first one writes the run, and speaks."""
     monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache"))
     settings = ("accumulation=2", "bits=32", "activations=float32")
     desk = make_desk(tmp_path, overrides=settings)
@@ -112,6 +119,8 @@ def test_a_run_folder_as_one_process_writes_it(tmp_path: Path, monkeypatch: pyte
     ended = torchrun("-m", "domainkit", *line)
     assert ended.returncode == 0, ended.stderr[-6000:]
     assert ended.stdout.count("adapter: ") == 1 and ended.stderr.count("evaluating on held-out data") == 1
+    caches = [snapshot(tmp_path / name / "activations") for name in ("cache", "cache of two")]
+    assert caches[0] == caches[1] and caches[0]
     one, two = bundle.read(desk.run), bundle.read(tmp_path / "two")
     assert (one.processes, two.processes) == (1, 2) and one.sha256.keys() == two.sha256.keys()
     for name in one.sha256:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from domainkit import ranks
 from domainkit.model.base import Base
 from domainkit.model.split import Trunk, top
 from domainkit.model.store import Store, make_room
@@ -26,12 +27,15 @@ Progress = Callable[[int], None]  # called with the number of tokens just done
 
 
 def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
-        depths: Sequence[int] = (), progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
+        depths: Sequence[int] = (), share: tuple[int, int] = (0, 1),
+        progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
     """A store that holds the activations of every sequence; only those it lacks are computed.
 
     layers: how many last layers the top has. depths: of the trunk, kept as well. root: folder of all stores.
     disk_gb: their budget together.
     dtype: "auto" takes float16 when the measured loss changes by less than 1e-4 relative, else float32.
+    share: (which, of how many) of torchrun's processes this is; all of them call this and compute as many shards each,
+    and when all have ended, each finds the others'.
     Killed and run again, it redoes at most one shard, with the same batches and so the same bits.
     Raises UserError when budget or disk are too small.
     """
@@ -42,15 +46,22 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     ]
     missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
     held = {store.folder / f"{store.places[s.digest].shard}.npy" for s in sequences if s.digest in store}
-    make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
-    for shard in shards:
+    which, many = share
+    if which == 0:
+        make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
+    if many > 1:
+        ranks.wait()  # whoever opens a store sweeps away what another is still writing
+    for shard in shards[which::many]:
         entries: list[tuple[str, np.ndarray]] = []
         for batch in shard:
             wanted = [s for s in batch if s.digest not in store]
             entries += [(s.digest, values) for s, values in zip(wanted, forward(trunk, wanted), strict=True)]
             progress(sum(len(s.ids) for s in wanted))
         store.put(entries)
-    return store
+    if many == 1:
+        return store
+    ranks.wait()
+    return open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
 
 
 def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) -> dict[str, object]:

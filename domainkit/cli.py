@@ -145,7 +145,8 @@ def evaluate(
         domain, run=run, base=base, tasks=tuple(task or ()), data=tuple(data or ()), out=out,
         format=format, limit=limit, hub=hub,
     )  # fmt: skip
-    typer.echo(f"report: {folder / 'index.html'}")
+    if ranks.leads():
+        typer.echo(f"report: {folder / 'index.html'}")
 
 
 @app.command(
@@ -250,8 +251,8 @@ def check(
 def main() -> None:
     """Console entry: a UserError is one line and exit 1, Ctrl-C exit 130, anything else a traceback."""
     try:
-        if ranks.count() > 1 and (sys.argv[1:2] != ["finetune"] or "--dry-run" in sys.argv):
-            raise UserError("only `finetune` is for several processes", where="torchrun",
+        if ranks.count() > 1 and (sys.argv[1:2] not in (["finetune"], ["eval"]) or "--dry-run" in sys.argv):
+            raise UserError("only `finetune` and `eval` are for several processes", where="torchrun",
                             instead=shlex.join(["domainkit", *sys.argv[1:]]))  # fmt: skip
         app()
     except UserError as error:

@@ -89,9 +89,10 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
              hub: bool = False) -> Path:  # fmt: skip
     """Score a finished run on held-out data, or on all of `data` (`format`: of its files, if their names do not say).
 
-    Returns the folder of the reports.
+    Returns the folder of the reports. torchrun's processes share the trunk's pass; the first one scores.
     """
     began = time.perf_counter()
+    ranks.join()
     loaded = Domain.load(domain)
     folder = run or Path("runs") / loaded.name
     record = bundle.read(folder)
@@ -102,11 +103,15 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
         domain, base or str(record.base["name"]), tasks=tuple(tasks) or tuple(record.tasks), data=tuple(data),
         format=format, limit=limit, seed=record.seed, hub=hub,
     )  # fmt: skip
-    setting = prepare(request, loaded, folder)
+    with ranks.in_turn():
+        setting = prepare(request, loaded, folder)
     store = activations(setting)
+    target = out or folder / "reports"
+    ranks.leave()
+    if not ranks.leads():
+        return target
     top = fresh_top(setting, record.seed)
     bundle.restore(folder, top)
-    target = out or folder / "reports"
     publish(setting, reading(setting, top, store), folder, target, log=(), began=began)
     return target
 

@@ -136,6 +136,20 @@ def test_a_run_folder_as_one_process_writes_it(tmp_path: Path, monkeypatch: pyte
     assert again.returncode == 0 and "is finished already" in again.stderr, again.stderr[-3000:]
 
 
+def test_an_evaluation_as_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its activations are new, and shared."""
+    monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache"))
+    desk = make_desk(tmp_path, overrides=("bits=32",))
+    monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "another cache"))
+    line = ("eval", str(desk.domain), "--run", str(desk.run), "--out", str(tmp_path / "two"))
+    ended = torchrun("-m", "--", "domainkit", *line)  # torchrun has options that begin with --run
+    assert ended.returncode == 0 and ended.stdout.count("report: ") == 1, ended.stderr[-3000:]
+    for task in bundle.read(desk.run).tasks:
+        one, two = (json.loads((at / f"{task}.json").read_text()) for at in (desk.run / "reports", tmp_path / "two"))
+        assert one["examples"] == two["examples"] and one["scores"].keys() == two["scores"].keys()
+        assert all(two["scores"][name] == pytest.approx(score, rel=1e-5) for name, score in one["scores"].items())
+
+
 def test_a_fault_of_one_ends_all(tmp_path: Path) -> None:
     """The first process refuses; nobody waits for it."""
     (tmp_path / "run").mkdir()
@@ -148,11 +162,11 @@ def test_a_fault_of_one_ends_all(tmp_path: Path) -> None:
 def test_only_training_is_for_several_processes(
     of: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    of.setattr(sys, "argv", ["domainkit", "eval", "finance"])
+    of.setattr(sys, "argv", ["domainkit", "base", "list"])
     with pytest.raises(SystemExit):
         cli.main()
     told = capsys.readouterr().err
-    assert told == "error: torchrun: only `finetune` is for several processes; instead: domainkit eval finance\n"
+    assert "torchrun: only `finetune` and `eval` are for several processes; instead: domainkit base list" in told
 
 
 # The plan

@@ -100,6 +100,7 @@ def test_a_killed_workers_shards_are_done_again(clinic: Clinic, tmp_path: Path) 
     assert len(again) == 20_000 and sum(again.values()) <= 20_000 + 2 * SHARD  # only what both had begun
 
 
+@pytest.mark.slow
 def test_all_killed_and_asked_again(clinic: Clinic, tmp_path: Path) -> None:
     """The whole run is killed, its workers too; asked again it does what is left."""
     request = Request(clinic.run, (documents(tmp_path, 20_000),), tmp_path / "out.jsonl", workers=2)

@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from domainkit.engines import Engine
 from domainkit.fit import Step, arguments, fit, plan_steps
 from domainkit.kinds import Prepared
 from domainkit.model import trunk
@@ -146,7 +147,7 @@ def plain(setting: Setting, seed: int, work: Path, steps: Sequence[Step]) -> dic
         lora_config(setting.base, layers=training.layers, rank=training.rank, alpha=training.alpha),
     )
     clock = Clock()
-    arg = arguments(training, work / "plain", seed)
+    arg = arguments(training, work / "plain", seed, Engine(""))
     arg.save_strategy = "no"
     trainer = Trainer(
         model=PlainClassifier(peft, head) if head else peft,

@@ -45,14 +45,15 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self.top.trainable().items()}
+        found = state_dict or self.top.trainable()
+        weights = {name: value.detach().contiguous() for name, value in found.items()}
         safetensors.torch.save_file(weights, folder / WEIGHTS)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         try:
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes its own random state
+            self.accelerator.wait_for_everyone()  # each process writes its own random state, and an engine's part
             if self.args.should_save:
                 publish(folder / DRAFT / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", folder)
         except (OSError, SafetensorError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from domainkit import ranks
 from domainkit.checkpoint import clear
 from domainkit.files import explain, sweep, write_text
 from domainkit.fill import SHOWN
@@ -66,8 +67,12 @@ def remember(folder: Path, record: Record, *, resume: bool) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Within this block no other process works on the run in `folder`; a new folder that stays empty goes again.
 
+    Of torchrun's processes the first one asks for all of them.
     Raises UserError when another process does, and when the folder cannot be written.
     """
+    if not ranks.leads():
+        yield
+        return
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from domainkit import ranks
 from domainkit.glossary_cli import glossary_app
 from domainkit.graph_cli import graph_app
 from domainkit.types import UserError
@@ -113,8 +114,9 @@ def finetune(
         show(recipes.plan(request))
         return
     run = recipes.finetune(request)
-    typer.echo(f"adapter: {run}")
-    typer.echo(f"report:  {run / 'reports' / 'index.html'}")
+    if ranks.leads():
+        typer.echo(f"adapter: {run}")
+        typer.echo(f"report:  {run / 'reports' / 'index.html'}")
 
 
 @app.command(
@@ -190,7 +192,8 @@ def evaluate(
         domain, run=run, base=base, tasks=tuple(task or ()), data=tuple(data or ()), out=out,
         format=format, limit=limit, hub=hub,
     )  # fmt: skip
-    typer.echo(f"report: {folder / 'index.html'}")
+    if ranks.leads():
+        typer.echo(f"report: {folder / 'index.html'}")
 
 
 @app.command(
@@ -198,6 +201,7 @@ def evaluate(
         "domainkit extract runs/medical notes/*.txt --out found.jsonl",
         "domainkit extract runs/medical abstracts.pubtator --out found.jsonl --summary summary",
         "domainkit extract runs/medical notes --format text --out found.jsonl",
+        "domainkit extract runs/medical archive.jsonl --out found.jsonl --workers 8",
     )
 )
 def extract(
@@ -214,13 +218,19 @@ def extract(
         str, typer.Option("--summary", metavar="T", help="Write a summary of each too, as task T does; it takes long.")
     ] = "",
     base: MovedBase = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read at the same time.")] = 1,
+    engine: Annotated[
+        str, typer.Option(metavar="E", help="What they run on: datatrove, ray, or a JSON file for Slurm.")
+    ] = "",
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is one.")] = False,
 ) -> None:
     """Read documents with a run: entities with their concepts, and relations. Asked again, it goes on."""
     from domainkit import extract
 
-    done = extract.extract(extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite))
+    done = extract.extract(
+        extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite, workers, engine)
+    )
     typer.echo(f"documents: {done.out}, {done.documents:,} of them")
     done.stop()
 
@@ -288,12 +298,15 @@ def check(
 def main() -> None:
     """Console entry: a UserError is one line and exit 1, Ctrl-C exit 130, anything else a traceback."""
     try:
+        if ranks.count() > 1 and (sys.argv[1:2] not in (["finetune"], ["eval"]) or "--dry-run" in sys.argv):
+            raise UserError("only `finetune` and `eval` are for several processes", where="torchrun",
+                            instead=shlex.join(["domainkit", *sys.argv[1:]]))  # fmt: skip
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
+        if stop.code == INTERRUPTED and ranks.leads():
             typer.echo(stopped(sys.argv[1:]), err=True)
         raise
 
@@ -305,4 +318,5 @@ def stopped(arguments: list[str]) -> str:
     if arguments[:1] != ["finetune"] or "--dry-run" in arguments:
         return "stopped"
     kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
-    return f"stopped; continue with: {shlex.join(['domainkit', *kept, '--resume'])}"
+    started = ["torchrun", "--nproc_per_node", str(ranks.count()), "-m"] if ranks.launched() else []
+    return f"stopped; continue with: {shlex.join([*started, 'domainkit', *kept, '--resume'])}"

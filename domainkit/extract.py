@@ -10,22 +10,20 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from domainkit.data.jsonl import line
-from domainkit.data.read import FORMATS, locate, read, stream
+from domainkit import parts
+from domainkit.data.read import FORMATS, locate, read
+from domainkit.documents import Input, chunks
 from domainkit.files import digest, explain, sync, write_text
-from domainkit.kinds import CHUNK
 from domainkit.model import bundle
+from domainkit.parts import told
 from domainkit.progress import bar
 from domainkit.run import Run, asked, load
 from domainkit.types import Example, UserError
-
-LETTERS = 100_000  # characters of a chunk after which it is not filled further: a hundred pages are one by themselves
-DIGITS = 4  # of a relation's score
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class Request:
     base: str | None = None  # where the run's base lies now
     hub: bool = False
     overwrite: bool = False
+    workers: int = 1  # processes
+    engine: str = ""  # what they run on, see `parts.write`; "": this process, or datatrove if there are several
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,6 @@ class Extracted:
         if self.left_out:
             told = "".join(f"\n  {fault}" for fault in self.left_out)
             raise UserError(f"{len(self.left_out)} of {self.files} files could not be read and were left out{told}")
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file that can be read."""
-
-    file: Path
-    format: str
-
-    def documents(self) -> Iterator[Example]:
-        """Each with the id it has in the file, else the file's name and its line; `source` is the file as asked for.
-
-        The whole of a text file goes by the file's name.
-        """
-        for one in stream(self.file, [(self.file, self.format)], source=str(self.file)):
-            yield replace(one, id=self.file.name) if self.format == "text" else one
 
 
 @dataclass(frozen=True)
@@ -98,6 +82,9 @@ def extract(request: Request) -> Extracted:
     part = request.out.with_name(f"{request.out.name}.part")
     if not total:
         Extracted(request.out, 0, files, left_out).stop()
+    if request.engine or request.workers > 1:
+        _by_workers(request, inputs)
+        return Extracted(request.out, total, files, left_out)
     with _writing(part):
         kept = _claim(request, part, inputs)
     run = load(request.run, base=request.base, hub=request.hub) if kept.documents < total else None
@@ -150,30 +137,17 @@ def _readable(request: Request) -> tuple[tuple[Input, ...], tuple[UserError, ...
     return tuple(inputs), tuple(faults), total
 
 
-def _chunks(inputs: Iterable[Input]) -> Iterator[tuple[Example, ...]]:
-    """The documents of all inputs, some at a time; only the documents decide how many."""
-    chunk: list[Example] = []
-    for one in inputs:
-        for example in one.documents():
-            chunk.append(example)
-            if len(chunk) == CHUNK or sum(len(e.text) for e in chunk) >= LETTERS:
-                yield tuple(chunk)
-                chunk = []
-    if chunk:
-        yield tuple(chunk)
-
-
 def _claim(request: Request, part: Path, inputs: Sequence[Input]) -> Kept:
     """Find out how much of an unfinished output holds, and cut off the rest.
 
     Raises UserError, unless it may be overwritten, if it belongs to other documents, another run or other options.
     """
-    note = {"run": digest(request.run / bundle.RECORD), "summary": request.summary}
+    note = _belongs(request)
     part.parent.mkdir(parents=True, exist_ok=True)
     fault = None
     if part.exists() and _noted(part) != note:
         fault = UserError("holds what another run or other options found", where=part)
-    kept = _holding(part, _chunks(inputs)) if part.exists() and not fault else Kept(fault=fault)
+    kept = _holding(part, chunks(inputs)) if part.exists() and not fault else Kept(fault=fault)
     if kept.fault and not request.overwrite:
         raise UserError(kept.fault.what, where=kept.fault.where,
                         instead="what it was begun with, --overwrite to start again, or another --out")  # fmt: skip
@@ -183,6 +157,19 @@ def _claim(request: Request, part: Path, inputs: Sequence[Input]) -> Kept:
     with part.open("ab") as rows:
         rows.truncate(kept.size)
     return kept
+
+
+def _belongs(request: Request) -> dict[str, str]:
+    """What an output depends on besides the documents."""
+    return {"run": digest(request.run / bundle.RECORD), "summary": request.summary}
+
+
+def _by_workers(request: Request, inputs: tuple[Input, ...]) -> None:
+    part = parts.Part(request.out.with_name(f"{request.out.name}.parts").absolute(), request.run.absolute(), inputs,
+                      request.summary, request.base, request.hub)  # fmt: skip
+    with _writing(part.folder):
+        parts.write(part, request.out, _belongs(request), engine=request.engine or "datatrove",
+                    workers=request.workers, overwrite=request.overwrite)  # fmt: skip
 
 
 def _note(part: Path) -> Path:
@@ -237,18 +224,11 @@ def _write(run: Run, summary: str, part: Path, kept: Kept, inputs: Sequence[Inpu
     """Read what is left with the run and append it, chunk by chunk."""
     written = kept.documents
     with part.open("ab") as rows, bar("extract", total - written, "documents") as advance:
-        for chunk in islice(_chunks(inputs), kept.chunks, None):
-            found = run.annotate(chunk, summary=summary)
-            rows.write("".join(f"{line(_rounded(one))}\n" for one in found).encode())
+        for chunk in islice(chunks(inputs), kept.chunks, None):
+            rows.write("".join(told(run, chunk, summary)).encode())
             rows.flush()
             written += len(chunk)
             advance(len(chunk))
     if written != total:
         what = f"{written:,} documents were read where there had been {total:,}"
         raise UserError(what, where=part, instead="files that do not change meanwhile")
-
-
-def _rounded(example: Example) -> Example:
-    """The document with scores that people can read."""
-    relations = tuple(replace(one, score=round(one.score, DIGITS)) for one in example.relations)
-    return replace(example, relations=relations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import statistics
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,13 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from domainkit import ranks
 from domainkit.checkpoint import SavingTrainer, clear, newest
+from domainkit.engines import Engine, Forgetting, Ranked, engine, share
 from domainkit.files import explain
 from domainkit.joint import companions, epochs_of
 from domainkit.kinds import Kind, Prepared
+from domainkit.learner import Learner
 from domainkit.model.batch import Batch, Row, batches, collate
 from domainkit.model.folder import quiet
 from domainkit.model.store import Store
@@ -76,8 +80,22 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
     return [step for dealt in epochs for step in dealt]
 
 
+def spread(steps: Sequence[Step], accumulation: int) -> list[Step]:
+    """The plan with every optimizer step filled up by empty micro-batches, so that each process takes as many of it.
+
+    The Trainer deals them out in turn. A process alone has none to fill up.
+    """
+    if not ranks.launched():
+        return list(steps)
+    spare = share(accumulation) * ranks.count() - accumulation
+    missing = -len(steps) % accumulation
+    filled = [*steps, *([Step(steps[-1].task, ())] * missing)]
+    groups = [filled[i : i + accumulation] for i in range(0, len(filled), accumulation)]
+    return [step for group in groups for step in (*group, *([Step(group[0].task, ())] * spare))]
+
+
 class Steps(Dataset):
-    """The planned micro-batches as what `Objective.forward` takes."""
+    """The planned micro-batches as what `Objective.forward` takes; `accumulation` of them are one optimizer step."""
 
     def __init__(self, steps: Sequence[Step], kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store,
                  accumulation: int) -> None:  # fmt: skip
@@ -93,6 +111,8 @@ class Steps(Dataset):
         first = index - index % self.accumulation
         together = [s for s in self.steps[first : first + self.accumulation] if s.task == step.task]
         sequences = [s for one in together for row in one.rows for s in row]
+        if not step.rows:
+            return {"task": step.task, "batches": {}, "terms": {}}
         batch = collate(step.rows, self.store.get)
         batches, terms = {step.task: batch}, {step.task: self.kinds[step.task].terms(sequences)}
         for task in self.along[step.task]:
@@ -129,50 +149,63 @@ class Objective(nn.Module):
                 losses.append(self.top.balance(name, loss) if self.top.balance else loss)
         return {"loss": sum(losses[1:], losses[0])}
 
+    def gather(self) -> dict[str, float]:
+        """What was told since the last time, over all processes: the loss of each task that had any."""
+        names = sorted(self.tasks)
+        mine = [(self.told.get(name, 0.0), float(name in self.told)) for name in names]
+        summed = iter(ranks.total([value for pair in mine for value in pair]))
+        self.told.clear()
+        return {name: loss for name, loss, had in zip(names, summed, summed, strict=True) if had}
+
 
 def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store, training: Training, *,
         folder: Path, seed: int, resume: bool, progress: Progress) -> Fitted:  # fmt: skip
     """Train `top` in place. `folder` keeps the checkpoints; `progress(tokens, logs)` is called after every step.
 
     Interrupted (Ctrl-C, kill) and called again with resume=True it goes on from the newest complete checkpoint and
-    ends, on the CPU, with the same bits. Raises UserError when the loss is not finite or the gradient explodes,
+    ends, on the CPU, with the same bits. Under torchrun every process calls it (after `ranks.join`), and each takes
+    its share of every step's micro-batches. Raises UserError when the loss is not finite or the gradient explodes,
     KeyboardInterrupt after saving when interrupted once.
     """
+    by = engine(training)
+    each = share(training.accumulation) * ranks.count()  # micro-batches of an optimizer step
     steps = plan_steps(tasks, training, seed)
     if not steps:  # tasks whose heads are solved, not trained
         return Fitted((), 0.0)
+    steps = spread(steps, training.accumulation)
     for value in top.trainable().values():
         value.requires_grad_(True)  # `use` leaves only one adapter's on, and the optimizer takes what it finds
-    objective = Objective(top, kinds, tasks)
-    trainer = TopTrainer(
-        model=objective,
-        args=arguments(training, folder, seed),
-        train_dataset=Steps(steps, kinds, tasks, store, training.accumulation),
+    trainer = _trainer(
+        Objective(top, kinds, tasks),
+        by,
+        args=arguments(training, folder, seed, by),
+        train_dataset=Steps(steps, kinds, tasks, store, each),
         data_collator=lambda items: items[0],
-        callbacks=[Reporter(steps, progress)],
+        callbacks=[Reporter(steps, each, progress)],
     )
     trainer.remove_callback(PrinterCallback)
-    clear(folder, all=not resume)
-    last = newest(folder)
+    last = _last(folder, resume)
     began = time.perf_counter()
     try:
         with interruptible(trainer), quiet():
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except OSError as error:
         raise explain(error, folder) from error
+    if isinstance(trainer, RankTrainer):
+        trainer.learner.settle()
     log = [row for row in trainer.state.log_history if "loss" in row]
-    led = [{**row, "task": steps[(int(row["step"]) - 1) * training.accumulation].task} for row in log]
+    led = [{**row, "task": steps[(int(row["step"]) - 1) * each].task} for row in log]
     along = [{**row, "task": key.removeprefix(LOSS_OF), "loss": value} for row in log for key, value in row.items()
              if key.startswith(LOSS_OF)]  # fmt: skip
     return Fitted((*led, *along), time.perf_counter() - began)
 
 
-def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
+def arguments(training: Training, folder: Path, seed: int, by: Engine) -> TrainingArguments:
     """The Trainer's arguments: AdamW, linear warm-up, cosine decay."""
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # an item is a whole micro-batch already
-        gradient_accumulation_steps=training.accumulation,
+        gradient_accumulation_steps=share(training.accumulation),
         num_train_epochs=1,  # the plan holds every epoch
         train_sampling_strategy="sequential",
         learning_rate=training.learning_rate,
@@ -190,6 +223,7 @@ def arguments(training: Training, folder: Path, seed: int) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        **by.options,
     )
 
 
@@ -198,31 +232,37 @@ class TopTrainer(SavingTrainer):
 
     loss_is_scaled_for_ga = True  # `Objective` divides by the terms of the whole step
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, objective: Objective, *args: Any, **kwargs: Any) -> None:
+        self.objective: Objective = objective
         self._norms: list[float] = []
+        super().__init__(*args, **kwargs)
 
     @property
     def top(self) -> Top:
-        return cast(Objective, self.model).top
+        return self.objective.top
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        usual = statistics.median(self._norms) if self._norms else norm
-        if not (torch.isfinite(loss) and norm < float("inf")) or norm > max(FLOOR, EXPLODED * usual):
-            self._give_up(inputs["task"], float(loss), norm)
-        self._norms = [*self._norms[-49:], norm]
+        self.watch(model, inputs["task"], loss)
         return loss
 
+    def watch(self, model: nn.Module, task: str, loss: Tensor) -> None:
+        """`check` the gradients that have come together."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        self.check(task, float(loss), float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0)
+
+    def check(self, task: str, loss: float, norm: float) -> None:
+        """Raise UserError, after keeping the weights, for a loss or a gradient norm that would spoil them."""
+        usual = statistics.median(self._norms) if self._norms else norm
+        if not (math.isfinite(loss) and norm < float("inf")) or norm > max(FLOOR, EXPLODED * usual):
+            self._give_up(task, loss, norm)
+        self._norms = [*self._norms[-49:], norm]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        objective = cast(Objective, self.model)
         if "loss" in logs:
-            along = objective.along
-            logs["loss"] = sum(loss for task, loss in objective.told.items() if task not in along)
-            logs |= {f"{LOSS_OF}{task}": loss for task, loss in objective.told.items() if task in along}
-            objective.told.clear()
+            along, told = self.objective.along, self.objective.gather()
+            logs["loss"] = sum(loss for task, loss in told.items() if task not in along)
+            logs |= {f"{LOSS_OF}{task}": loss for task, loss in told.items() if task in along}
         super().log(logs, *args, **kwargs)
 
     def _give_up(self, task: str, loss: float, norm: float) -> None:
@@ -235,20 +275,46 @@ class TopTrainer(SavingTrainer):
         )
 
 
+class RankTrainer(Ranked, TopTrainer):
+    """The same in each of several processes."""
+
+    def __init__(self, objective: Objective, by: Engine, **kwargs: Any) -> None:
+        self.learner, self.engine = Learner(objective, objective.top), by
+        super().__init__(objective, model=self.learner, **kwargs)
+        self.add_callback(Forgetting(self))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.learner.reset()
+
+
+def _trainer(objective: Objective, by: Engine, **kwargs: Any) -> TopTrainer:
+    return RankTrainer(objective, by, **kwargs) if by.name else TopTrainer(objective, model=objective, **kwargs)
+
+
+def _last(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint that every process goes on from. Only the first one looks, as what is damaged is deleted."""
+    found = None
+    if ranks.leads():
+        clear(folder, all=not resume)
+        found = newest(folder)
+    return ranks.gather(found)[0]
+
+
 class Reporter(TrainerCallback):
     """Tells the caller how many tokens each step trained and what was logged."""
 
-    def __init__(self, steps: Sequence[Step], progress: Progress) -> None:
+    def __init__(self, steps: Sequence[Step], each: int, progress: Progress) -> None:
         self.sizes = [sum(len(s.ids) for row in step.rows for s in row) for step in steps]
-        self.progress = progress
+        self.each, self.progress = each, progress  # micro-batches of an optimizer step
         self.done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.done = state.global_step * args.gradient_accumulation_steps
+        self.done = state.global_step * self.each
         self.progress(sum(self.sizes[: self.done]), {})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        upto = min(state.global_step * args.gradient_accumulation_steps, len(self.sizes))
+        upto = min(state.global_step * self.each, len(self.sizes))
         self.progress(sum(self.sizes[self.done : upto]), logs or {})
         self.done = upto
 
@@ -260,7 +326,7 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if asked:
+            if any(ranks.gather(asked)):  # a signal reaches processes at different steps
                 control.should_save = control.should_training_stop = True
 
     def handle(signum: int, frame: Any) -> None:
@@ -279,5 +345,5 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-    if asked:
+    if any(ranks.gather(asked)):
         raise KeyboardInterrupt

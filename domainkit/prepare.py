@@ -10,6 +10,7 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
+from domainkit import ranks
 from domainkit.assets import cache_dir
 from domainkit.data.mix import split
 from domainkit.data.read import read
@@ -196,6 +197,7 @@ def describe(request: Request, setting: Setting) -> bundle.Record:
         data=dict(setting.data),
         versions=versions(),
         limit=request.limit,
+        processes=ranks.count(),
         glossary=_spoken(setting),
     )
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from domainkit import ranks
+
 QUIET = 15.0  # seconds between lines when stderr is not a terminal
 
 
@@ -16,7 +18,7 @@ def bar(title: str, total: int, unit: str = "tokens") -> Iterator[Callable[..., 
 
     >>> with bar("trunk", 100) as advance: advance(40, "shard 1")
     """
-    if total <= 0:
+    if total <= 0 or not ranks.leads():
         yield lambda count, note="": None
     elif sys.stderr.isatty():
         yield from _rich(title, total, unit)
@@ -25,8 +27,9 @@ def bar(title: str, total: int, unit: str = "tokens") -> Iterator[Callable[..., 
 
 
 def say(line: str) -> None:
-    """One line to the person watching."""
-    print(line, file=sys.stderr, flush=True)
+    """One line to the person watching, however many processes have something to say."""
+    if ranks.leads():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _rich(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:

@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 import torch
 
+from domainkit import ranks
 from domainkit.assets import cache_dir
 from domainkit.claim import WORK, alone, finish, is_finished, remember
+from domainkit.engines import engine
 from domainkit.estimate import Data, Estimate, Estimator
 from domainkit.evaluate import glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
 from domainkit.files import digest, write_text
@@ -44,12 +46,16 @@ __all__ = ["Request", "Setting", "evaluate", "export", "finetune", "plan"]
 def finetune(request: Request) -> Path:
     """Adapt a base to a domain and write the run folder with its reports. Returns the folder.
 
+    Under torchrun the first process prepares and writes; the others wait, read what it has written, and train with it.
     Raises UserError for anything the user can mend; KeyboardInterrupt leaves a run that `resume` continues.
     """
     began = time.perf_counter()
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
     folder = request.out or Path("runs") / domain.name
-    if is_finished(folder, resume=request.resume, overwrite=request.overwrite):
+    by = engine(domain.training).name
+    ranks.join(deepspeed=by == "deepspeed", fsdp=by == "fsdp")
+    finished = ranks.leads() and is_finished(folder, resume=request.resume, overwrite=request.overwrite)
+    if ranks.gather(finished)[0]:
         return folder
     with alone(folder):
         _adapt(request, domain, folder, began)
@@ -58,11 +64,16 @@ def finetune(request: Request) -> Path:
 
 def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None:
     """`finetune` in a folder that is nobody else's meanwhile."""
-    setting = prepare(request, domain)
-    remember(folder, describe(request, setting), resume=request.resume)
+    with ranks.in_turn():
+        setting = prepare(request, domain)
+        if ranks.leads():
+            remember(folder, describe(request, setting), resume=request.resume)
     store = activations(setting)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
+    ranks.leave()
+    if not ranks.leads():
+        return
     reader = reading(setting, top, store)
     for name, prepared in setting.prepared.items():
         settle(name, reader, prepared)
@@ -99,9 +110,10 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
              hub: bool = False) -> Path:  # fmt: skip
     """Score a finished run on held-out data, or on all of `data` (`format`: of its files, if their names do not say).
 
-    Returns the folder of the reports.
+    Returns the folder of the reports. torchrun's processes share the trunk's pass; the first one scores.
     """
     began = time.perf_counter()
+    ranks.join()
     loaded = Domain.load(domain)
     folder = run or Path("runs") / loaded.name
     record = bundle.read(folder)
@@ -112,11 +124,15 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
         domain, base or str(record.base["name"]), tasks=tuple(tasks) or tuple(record.tasks), data=tuple(data),
         format=format, limit=limit, seed=record.seed, hub=hub,
     )  # fmt: skip
-    setting = prepare(request, loaded, folder)
+    with ranks.in_turn():
+        setting = prepare(request, loaded, folder)
     store = activations(setting)
+    target = out or folder / "reports"
+    ranks.leave()
+    if not ranks.leads():
+        return target
     top = fresh_top(setting, record.seed)
     bundle.restore(folder, top)
-    target = out or folder / "reports"
     publish(setting, reading(setting, top, store), folder, target, log=(), began=began)
     return target
 
@@ -131,18 +147,23 @@ def export(run: Path, target: Path, *, base: str | None = None, bits: int = 32, 
 
 
 def activations(setting: Setting) -> Store:
-    """Run the trunk over everything the tasks need and the store lacks."""
+    """Run the trunk over everything the tasks need and the store lacks; torchrun's processes share the work."""
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
-    store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
-                             depths=training.depths)  # fmt: skip
+    with ranks.in_turn():
+        store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
+                                 depths=training.depths)  # fmt: skip
     say(f"activations: {store.bytes_for(1):,} bytes per token, {store.dtype} ({store.why})")
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
-    with bar("trunk", sum(missing.values())) as advance:
-        return trunk.run(
-            setting.base, training.layers, sequences, root,
-            disk_gb=training.disk_gb, dtype=training.activations, depths=training.depths, progress=advance,
+    with bar("trunk", sum(missing.values()) // ranks.count()) as advance:
+        store = trunk.run(
+            setting.base, training.layers, sequences, root, disk_gb=training.disk_gb, dtype=training.activations,
+            depths=training.depths, share=(ranks.rank(), ranks.count()), progress=advance,
         )  # fmt: skip
+    if not all(s.digest in store for s in sequences):
+        raise UserError("the activations that other processes have written are not here", where=store.folder,
+                        instead="DOMAINKIT_CACHE on a disk that all machines share")  # fmt: skip
+    return store
 
 
 def fresh_top(setting: Setting, seed: int) -> Top:

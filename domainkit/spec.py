@@ -56,6 +56,8 @@ class Training:
     activations: str = field(default="auto", metadata={"choices": ("auto", "float16", "float32")})  # on disk
     disk_gb: float = field(default=10.0, metadata={"min": 0.0})  # budget of all stored activations, 1e9 bytes
     save_steps: int = field(default=200, metadata={"min": 1})  # optimizer steps between checkpoints
+    deepspeed: str = ""  # under torchrun: DeepSpeed's own JSON file; "" for none
+    fsdp: str = ""  # under torchrun: FSDP2's settings as the Trainer takes them, a JSON file; "" for none
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class Domain:
         training = asdict(fill(Training, own.training, where=where))
         if training["graph"] and (folder / training["graph"]).is_dir():
             training["graph"] = str((folder / training["graph"]).resolve())  # a run finds it again
+        for key in ("deepspeed", "fsdp"):
+            if training[key] and (folder / training[key]).is_file():
+                training[key] = str((folder / training[key]).resolve())
         for overlay, where in _overlays(config, overrides, tasks):
             fill(Training, overlay.training, where=where)  # by itself: a fault is blamed on its own file
             training |= overlay.training

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
+from domainkit.engines import Engine
 from domainkit.fit import Step, arguments, fit, plan_steps
 from domainkit.kinds import Kind, Prepared, classify, lm
 from domainkit.model import trunk
@@ -86,7 +87,7 @@ def plain(folder: Path, work: Path, name: str, training: Training, seed: int) ->
     peft = model
     if head:
         model = PlainClassifier(model, head)
-    settings = arguments(training, work / "plain", seed)
+    settings = arguments(training, work / "plain", seed, Engine(""))
     settings.save_strategy = "no"
     steps = plan_steps({"task": prepared}, training, seed)
     trainer = Trainer(

@@ -21,8 +21,9 @@ import domainkit
 from domainkit import extract as story
 from domainkit.data.jsonl import write_jsonl
 from domainkit.data.read import read
-from domainkit.extract import CHUNK, LETTERS, Request, extract
-from domainkit.kinds import ner
+from domainkit.documents import LETTERS
+from domainkit.extract import Request, extract
+from domainkit.kinds import CHUNK, ner
 from domainkit.model import bundle
 from domainkit.run import Run
 from domainkit.types import Example, Relation, Span, UserError

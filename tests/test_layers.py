@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
-    "types assets usage __version__",
+    "types assets usage ranks __version__",
     "files progress fill align",
     "ontology",
     "glossary graph spec score curve passages",
@@ -20,11 +20,13 @@ FLOORS = (  # from the ground up; a name may import only from lines above its ow
     "constrain",
     "model conceptscore",
     "kinds",
-    "joint checkpoint",
-    "rehearse",
+    "joint checkpoint learner documents",
+    "rehearse engines",
     "fit evaluate estimate claim continual",
     "prepare advice",
     "recipes run",
+    "shards",
+    "parts",
     "serve glossary_cli graph_cli extract spacy_component",
     "cli",
     "__init__ __main__",

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from domainkit import ranks
 from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
@@ -214,7 +215,7 @@ def _model(path: Path, config: Any, *, dtype: torch.dtype, attention: str,
             dtype=dtype,
             attn_implementation=attention,
             quantization_config=quantization,
-            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+            device_map={"": ranks.place()},
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

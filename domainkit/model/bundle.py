@@ -44,6 +44,7 @@ class Record:
     data: Mapping[str, Any]  # source → path, SHA-256
     versions: Mapping[str, str]
     limit: int | None = None  # documents of each source
+    processes: int = 1  # that trained together
     glossary: Mapping[str, Any] = field(default_factory=dict)  # name, sha256, first id, tokens; empty: none
     sha256: Mapping[str, str] = field(default_factory=dict)  # files of the run → SHA-256
 

@@ -28,6 +28,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig, load_state_dict
 from transformers.quantizers import AutoHfQuantizer
 
+from domainkit import ranks
 from domainkit.model.folder import loading
 from domainkit.types import UserError
 
@@ -97,7 +98,7 @@ class Skeleton:
     @classmethod
     def of(cls, path: Path, config: Any, *, dtype: torch.dtype, attention: str, quantization: Any) -> Skeleton:
         """As `from_pretrained` builds it, on the meta device. Raises UserError for what it refuses."""
-        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        device = torch.device(ranks.place())
         with loading(path):
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype,
@@ -126,7 +127,9 @@ class Skeleton:
     @property
     def free(self) -> int:
         """Bytes of memory that are free where it computes."""
-        return int(torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else psutil.virtual_memory().available)
+        return int(
+            torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
+        )
 
     @property
     def fits(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from domainkit import ranks
 from domainkit.model.base import Base
 from domainkit.model.split import Trunk, top
 from domainkit.model.store import Store, make_room
@@ -28,30 +29,51 @@ Progress = Callable[[int], None]  # called with the number of tokens just done
 
 
 def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
-        depths: Sequence[int] = (), progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
+        depths: Sequence[int] = (), share: tuple[int, int] = (0, 1),
+        progress: Progress = lambda tokens: None) -> Store:  # fmt: skip
     """A store that holds the activations of every sequence; only those it lacks are computed.
 
     layers: how many last layers the top has. depths: of the trunk, kept as well. root: folder of all stores.
     disk_gb: their budget together.
     dtype: "auto" takes float16 when the measured loss changes by less than 1e-4 relative, else float32.
+    share: (which, of how many) of torchrun's processes this is; all of them call this and compute as many shards each,
+    and when all have ended, each finds the others'.
     Killed and run again, it redoes at most one shard (of a streamed base: those that pass its layers together), with
     the same batches and so the same bits.
     Raises UserError when budget or disk are too small.
     """
     trunk = Trunk(base, layers, depths)
-    store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
-    store.verify(s.digest for s in sequences)
-    shards = [
-        shard for shard in plan(sequences, trunk.device) if any(s.digest not in store for batch in shard for s in batch)
-    ]
-    missing = sum(len(s.ids) for shard in shards for batch in shard for s in batch if s.digest not in store)
-    held = store.files(s.digest for s in sequences)
-    make_room(root, store.bytes_for(missing), int(disk_gb * 1e9), held)
+    which, many = share
+    if which:
+        ranks.wait()  # the first one deletes what is damaged
+        store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+    else:
+        store = _open_ready(base, layers, sequences, root, disk_gb=disk_gb, dtype=dtype, depths=depths)
+        if many > 1:
+            ranks.wait()
+    shards = [  # dealt before looking at what is missing: that may change meanwhile
+        shard for shard in plan(sequences, trunk.device)[which::many]
+        if any(s.digest not in store for batch in shard for s in batch)
+    ]  # fmt: skip
     for block in _blocks(trunk, shards):
         wanted = [[[s for s in batch if s.digest not in store] for batch in shard] for shard in block]
         passed = forward_all(trunk, [batch for shard in wanted for batch in shard], progress)
         for shard in wanted:
             store.put([(s.digest, values) for batch in shard for s, values in zip(batch, next(passed), strict=True)])
+    if many == 1:
+        return store
+    ranks.wait()
+    return open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+
+
+def _open_ready(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str,
+                depths: Sequence[int]) -> Store:  # fmt: skip
+    """The store of this trunk without what is damaged, and with room for what it lacks."""
+    store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+    store.verify(s.digest for s in sequences)
+    missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
+    held = store.files(s.digest for s in sequences)
+    make_room(root, store.bytes_for(sum(missing.values())), int(disk_gb * 1e9), held)
     return store
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -176,6 +178,35 @@ def test_killed_half_way_and_run_again_gives_the_same_bytes(base: Base, tmp_path
     assert len(sizes) > 3
     assert sum(len(shard) for shard in sizes[: len(kept) + 1]) >= at  # only the shard it died in was lost
     assert sum(done) == sum(map(sum, sizes[len(kept) :]))  # and what follows it
+
+
+def test_processes_that_share_the_work_write_what_one_writes(
+    base: Base, tmp_path: Path, small: None, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads in the place of torchrun's processes: neither computes or sweeps away what the other does."""
+    documents, meet = corpus(20), Barrier(2)
+    run(base, documents, tmp_path / "whole")
+    trunk.open_store(base, LAYERS, documents, tmp_path / "shared", dtype="float32")
+    computed.clear()
+    monkeypatch.setattr("domainkit.ranks.wait", meet.wait)
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(lambda which: run(base, documents, tmp_path / "shared", share=(which, 2)), range(2)))
+    assert shards(tmp_path / "shared") == shards(tmp_path / "whole")
+    assert sorted(computed) == sorted({s.digest for s in documents})
+    assert all(s.digest in store for store in stores for s in documents)
+
+
+def test_a_process_computes_its_share_whatever_others_have_written(
+    base: Base, tmp_path: Path, small: None, computed: list[str]
+) -> None:
+    """Had they looked at what is missing at different moments, a shard could fall to nobody."""
+    documents = corpus(20)
+    run(base, documents, tmp_path / "first", share=(1, 2))
+    own = set(computed)
+    run(base, documents, tmp_path / "last", share=(0, 2))
+    computed.clear()
+    store = run(base, documents, tmp_path / "last", share=(1, 2))
+    assert set(computed) == own and all(s.digest in store for s in documents)
 
 
 def test_the_order_of_the_documents_changes_nothing(base: Base, tmp_path: Path, small: None) -> None:

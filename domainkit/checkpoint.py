@@ -35,9 +35,7 @@ SHORT = ("inline_container", "iostream")  # in torch.save's words for a write th
 class SavingTrainer(Trainer):
     """Saves only what learns, as safetensors, in checkpoints that are whole or not there."""
 
-    @property
-    def top(self) -> Top:
-        raise NotImplementedError
+    top: Top  # what learns
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / DRAFT)

@@ -234,12 +234,9 @@ class TopTrainer(SavingTrainer):
 
     def __init__(self, objective: Objective, *args: Any, **kwargs: Any) -> None:
         self.objective: Objective = objective
+        self.top = objective.top
         self._norms: list[float] = []
         super().__init__(*args, **kwargs)
-
-    @property
-    def top(self) -> Top:
-        return self.objective.top
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

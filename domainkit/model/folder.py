@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from domainkit.files import digest
 from domainkit.types import UserError
 
 MANIFEST, CONFIG = "domainkit-base.json", "config.json"
@@ -31,9 +32,7 @@ def fingerprint(folder: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name in _IDENTITY or file.suffix == ".safetensors":
-            with file.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            total.update(f"{file.name} {digest}\n".encode())
+            total.update(f"{file.name} {digest(file)}\n".encode())
     return total.hexdigest()
 
 

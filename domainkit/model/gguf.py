@@ -6,7 +6,6 @@ every machine gets the same bytes, and an adapter trained on one loads on anothe
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from domainkit.files import digest
 from domainkit.types import UserError
 
 
@@ -239,7 +239,6 @@ def _tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(path: Path, expected: str, what: str) -> None:
-    with path.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    found = digest(path)
     if found != expected:
         raise UserError(f"{what}: SHA-256 is {found}, expected {expected}", where=path.name)

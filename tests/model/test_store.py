@@ -265,6 +265,16 @@ def values(number: int) -> list[tuple[str, np.ndarray]]:
     return [(f"{number}-{i}", rows(50, number + i / 8)) for i in range(3)]
 
 
+def sound(store: Store) -> set[str]:
+    """What is there of them; it is what was written."""
+    found = set()
+    for name, expected in (one for number in range(ROUNDS) for one in values(number)):
+        if name in store:
+            np.testing.assert_array_equal(store.get(name), expected)
+            found.add(name)
+    return found
+
+
 def write(root: Path, seed: int, told: Path) -> None:
     """All shards in an order of its own; what is said goes to a file."""
     with told.open("w") as file:
@@ -282,11 +292,7 @@ def read(root: Path, told: Path) -> None:
         while len(found) < 3 * ROUNDS:
             store = reopened(root)
             store.verify(store.places)
-            for number in range(ROUNDS):
-                for name, expected in values(number):
-                    if name in store:
-                        np.testing.assert_array_equal(store.get(name), expected)
-                        found.add(name)
+            found |= sound(store)
 
 
 def make_room_often(root: Path, told: Path) -> None:
@@ -325,7 +331,4 @@ def test_processes_that_make_room_while_others_write(tmp_path: Path) -> None:
              *((make_room_often, (tmp_path, tmp_path / f"room {seed}")) for seed in range(2)))  # fmt: skip
     store = reopened(tmp_path)
     store.verify(store.places)
-    for number in range(ROUNDS):
-        for name, expected in values(number):
-            if name in store:
-                np.testing.assert_array_equal(store.get(name), expected)
+    sound(store)

@@ -305,21 +305,20 @@ def test_auto_streams_what_would_take_half_of_the_memory(
         assert load_base(llama, bits=bits, keep=KEPT).streamed == 0
 
 
-def test_a_missing_weight_is_found_before_anything_runs(tmp_path: Path) -> None:
-    file = make_base(tmp_path, layers=DEPTH) / "model.safetensors"
+@pytest.mark.parametrize(
+    ("family", "weight", "told"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight",
+         r"1 weights are missing, e.g. model.layers.1.mlp.up_proj.weight"),
+        ("deepseek_v3", "model.layers.2.mlp.experts.1.up_proj.weight", r"model.layers.2.mlp.experts"),
+    ],
+)  # fmt: skip
+def test_a_missing_weight_is_found_before_anything_runs(tmp_path: Path, family: str, weight: str, told: str) -> None:
+    file = make_base(tmp_path, family, layers=DEPTH) / "model.safetensors"
     weights = load_file(file)
-    del weights["model.layers.1.mlp.up_proj.weight"]
+    del weights[weight]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 weights are missing, e.g. model.layers.1.mlp.up_proj.weight"):
-        load_base(tmp_path, stream="always")
-
-
-def test_a_missing_expert_is_found_before_anything_runs(tmp_path: Path) -> None:
-    file = make_base(tmp_path, "deepseek_v3", layers=DEPTH) / "model.safetensors"
-    weights = load_file(file)
-    del weights["model.layers.2.mlp.experts.1.up_proj.weight"]
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"model.layers.2.mlp.experts"):
+    with pytest.raises(UserError, match=told):
         load_base(tmp_path, stream="always")
 
 

@@ -29,6 +29,7 @@ from domainkit.model.split import check_layers, check_split
 from domainkit.progress import bar, say
 from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
+from domainkit.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     hub: bool = False
     overwrite: bool = False
+    workers: Workers = ALONE  # for the trunk's pass and the evaluation
 
 
 @dataclass(frozen=True)

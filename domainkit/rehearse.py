@@ -102,12 +102,13 @@ class Rehearsal:
         return Need.of(meter)
 
     def _trunk(self, forward: Need) -> Need:
-        """A shard is held until it is full, then put together, and rounded; before, the dtype on disk is chosen, for
-        which a sample's loss is computed."""
+        """A shard is held until it is full, then put together, rounded, and made the bytes of a file; before, the dtype
+        on disk is chosen, for which a sample's loss is computed."""
         batch = max(trunk.BATCH, self.longest)
         shard = min(self.tokens, trunk.SHARD + batch) * self._stored
         held = Need.pieces(shard, min(self.tokens, batch) * self._stored)
-        whole = Need.pieces(shard, shard) + Need.pieces(shard // 2, shard // 2)
+        rounded = Need.pieces(shard // 2, shard // 2)
+        whole = Need.pieces(shard, shard) + rounded + rounded
         choosing = self._logits(BLOCK) if self.training.activations == "auto" else Need()
         return Need.most([held + forward, held + whole, choosing])
 

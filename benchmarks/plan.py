@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py            # the cases that are reported → results/plan.json
     python benchmarks/plan.py --fit      # those that the constants in estimate.py were set on → results/plan-fit.json
-    python benchmarks/plan.py --case NAME…
+    python benchmarks/plan.py --case NAME…   # these alone; what the file says of the others stays
 
 Plan and run are processes of their own; each run has an empty cache, so nothing is found that it would have to compute.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import write_results
+from machine import read_results, write_results
 from memory import RESET, STATUS
 
 CARRIED = ("tokenizer.json", "tokenizer_config.json")  # of the embedded base, for models of random weights
@@ -191,18 +191,18 @@ def compare(name: str, case: Case, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="the cases that constants were set on")
-    parser.add_argument("--case", action="append", help="only this one; nothing is written")
+    parser.add_argument("--case", action="append", help="only this one; what is written of the others stays")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         return one(*given.one)
-    cases = {name: case for name, case in (FIT if given.fit else REPORTED).items() if name in (given.case or [name])}
+    cases, file = (FIT, "plan-fit") if given.fit else (REPORTED, "plan")
+    earlier = (read_results(file) or {"results": {}})["results"] if given.case else {}
+    found: dict[str, Any] = {name: earlier[name] for name in cases if name in earlier}
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, Any] = {}
-        for name, case in cases.items():
-            found[name] = compare(name, case, Path(folder))
-            if not given.case:
-                write_results("plan-fit" if given.fit else "plan", found)
+        for name in given.case or cases:
+            found[name] = compare(name, cases[name], Path(folder))
+            write_results(file, found)
     return None
 
 

@@ -20,7 +20,7 @@ from domainkit.model.crossover import AT
 from domainkit.model.outline import linear_maps, on_disk, size
 from domainkit.model.streamed import SHARE
 from domainkit.model.top import Top
-from domainkit.model.trunk import TOGETHER
+from domainkit.model.trunk import TOGETHER, stored
 from domainkit.rehearse import FLOAT, Need, Work
 from domainkit.spec import Training
 
@@ -189,7 +189,7 @@ class Estimator:
         base, inside = self.base, self._inside
         largest = max(size(base, bits, [layer]) for layer in inside)
         lowest = size(base, bits, inside[: rows.DEPTH])
-        states = min(self.data.tokens, TOGETHER) * base.width * (len(self.training.depths) + 1) * FLOAT
+        states = min(self.data.tokens, TOGETHER) * stored(base, self.training.depths) * FLOAT
         return size(base, bits) - size(base, bits, inside) + largest, lowest - largest, states
 
     @property
@@ -213,7 +213,7 @@ class Estimator:
     @property
     def _disk(self) -> int:
         itemsize = 4 if self.training.activations == "float32" else 2
-        return self.data.tokens * self.base.width * (len(self.training.depths) + 1) * itemsize
+        return self.data.tokens * stored(self.base, self.training.depths) * itemsize
 
     def _unpacked(self, bits: int) -> int:
         """Bytes of the largest matrix while it is multiplied."""

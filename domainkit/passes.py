@@ -44,30 +44,29 @@ class Pass:
         return self.folder / f"{number:05d}.json"
 
 
-def run(base: Base, training: Training, sequences: Sequence[Tokens], root: Path, workers: Workers,
-        work: Path) -> Store:  # fmt: skip
-    """`trunk.run` by workers. What of it is done, the store knows; what is to be done lies below `work` meanwhile.
+def run(store: Store, base: Base, training: Training, sequences: Sequence[Tokens], workers: Workers,
+        work: Path) -> None:  # fmt: skip
+    """`trunk.complete` by workers. What of it is done, the store knows; what is to be done lies below `work` meanwhile.
 
-    Raises UserError when budget or disk are too small, and when the workers cannot get it done.
+    Raises UserError when the disk is full, and when the workers cannot get it done.
     """
-    store = trunk.open_ready(base, training.layers, sequences, root, disk_gb=training.disk_gb,
-                             dtype=training.activations, depths=training.depths)  # fmt: skip
     passing = Trunk(base, training.layers, training.depths)
     lacking = trunk.lacking(store, trunk.plan(sequences, passing.device))
     blocks = list(trunk.blocks(passing, lacking))
     if not blocks:
-        return store
+        return
     wanted = [s.digest for shard in lacking for batch in shard for s in batch]
     name = sha256(" ".join([store.folder.name, *wanted]).encode()).hexdigest()[:16]
     folder = (work / f"trunk-{name}").absolute()  # what is left of an earlier pass marks nothing in this one
     shutil.rmtree(folder, ignore_errors=True)
     twin = Twin.of(base, training.context, folder / "rows.safetensors")
-    task = Pass(folder, twin, training.layers, tuple(training.depths), training.activations, root.absolute())
+    root = store.folder.parent.absolute()
+    task = Pass(folder, twin, training.layers, tuple(training.depths), training.activations, root)
     for number, block in enumerate(blocks):
         write_text(task.path(number), json.dumps([[[s.ids for s in batch] for batch in shard] for shard in block]))
     workers.map(task, len(blocks), folder / "marks", title="trunk")
     shutil.rmtree(folder)
-    return trunk.find_store(base, training.layers, root, dtype=training.activations, depths=training.depths)
+    store.refresh()
 
 
 @lru_cache(maxsize=1)

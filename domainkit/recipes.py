@@ -162,19 +162,16 @@ def activations(setting: Setting, workers: Workers = ALONE, work: Path = Path())
     """
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
-    with ranks.in_turn():
-        store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
-                                 depths=training.depths)  # fmt: skip
+    share, below = (ranks.rank(), ranks.count()), Trunk(setting.base, training.layers, training.depths)
+    store = trunk.ready(setting.base, training.layers, sequences, root, disk_gb=training.disk_gb,
+                        dtype=training.activations, depths=training.depths, share=share)  # fmt: skip
     say(f"activations: {store.bytes_for(1):,} bytes per token, {store.dtype} ({store.why})")
     if workers:
-        store = passes.run(setting.base, training, sequences, root, workers, work)
+        passes.run(store, setting.base, training, sequences, workers, work)
     else:
         missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
         with bar("trunk", sum(missing.values()) // ranks.count()) as advance:
-            store = trunk.run(
-                setting.base, training.layers, sequences, root, disk_gb=training.disk_gb, dtype=training.activations,
-                depths=training.depths, share=(ranks.rank(), ranks.count()), progress=advance,
-            )  # fmt: skip
+            trunk.complete(store, below, sequences, share=share, progress=advance)
     if not all(s.digest in store for s in sequences):
         raise UserError("the activations that other processes have written are not here", where=store.folder,
                         instead="DOMAINKIT_CACHE on a disk that all machines share")  # fmt: skip

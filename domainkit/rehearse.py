@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from domainkit.heap import LARGE
 from domainkit.joint import companions
 from domainkit.kinds import Kind, Prepared
 from domainkit.model import decode, passing, rows, trunk
@@ -22,7 +23,7 @@ from domainkit.model.batch import Batch, Row, batches, collate
 from domainkit.model.split import Trunk
 from domainkit.model.top import SHARED, Top
 from domainkit.nets.loss import BLOCK
-from domainkit.nets.meter import LARGE, Meter
+from domainkit.nets.meter import Meter
 from domainkit.nets.words import PHRASES
 from domainkit.spec import Training
 
@@ -91,7 +92,7 @@ class Rehearsal:
     @property
     def _stored(self) -> int:
         """Bytes of a token's activations, as batches have them."""
-        return FLOAT * self.base.width * (len(self.training.depths) + 1)
+        return FLOAT * trunk.stored(self.base, self.training.depths)
 
     def _forward(self) -> Need:
         """One batch of the trunk."""
@@ -101,12 +102,13 @@ class Rehearsal:
         return Need.of(meter)
 
     def _trunk(self, forward: Need) -> Need:
-        """A shard is held until it is full, then put together, and rounded; before, the dtype on disk is chosen, for
-        which a sample's loss is computed."""
+        """A shard is held until it is full, then put together, rounded, and made the bytes of a file; before, the dtype
+        on disk is chosen, for which a sample's loss is computed."""
         batch = max(trunk.BATCH, self.longest)
         shard = min(self.tokens, trunk.SHARD + batch) * self._stored
         held = Need.pieces(shard, min(self.tokens, batch) * self._stored)
-        whole = Need.pieces(shard, shard) + Need.pieces(shard // 2, shard // 2)
+        rounded = Need.pieces(shard // 2, shard // 2)
+        whole = Need.pieces(shard, shard) + rounded + rounded
         choosing = self._logits(BLOCK) if self.training.activations == "auto" else Need()
         return Need.most([held + forward, held + whole, choosing])
 
@@ -184,7 +186,7 @@ class Rehearsal:
     def _states(self, batch: Batch, asked: set[str]) -> Tensor:
         """What a task's head reads of a batch, from the top."""
         width, places = self.base.width, batch.position_ids.shape
-        hidden = torch.zeros(*places, width * (len(self.training.depths) + 1))
+        hidden = torch.zeros(*places, trunk.stored(self.base, self.training.depths))
         given = Batch(hidden, torch.zeros(places, dtype=torch.long), ())
         if "depths" in asked:
             return self.top.depths(given)

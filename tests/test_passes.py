@@ -23,6 +23,7 @@ from domainkit.workers import Workers
 from tests.model.test_twin import CONTEXT, grown
 from tests.test_recipes import snapshot
 
+TWO = Workers(2)
 TRAINING = Training(layers=2, bits=32, depths=(1,), activations="float32", context=CONTEXT)
 SHARD = 64  # tokens
 KILL = 3  # the block whose worker is killed, once
@@ -50,8 +51,12 @@ def texts(base: Base, count: int = 40) -> list[Tokens]:
     return [Tokens((0, *base.added, *range(3, 5 + i % 17), 100 + i), 9, str(i)) for i in range(count)]
 
 
-def by_workers(base: Base, sequences: Sequence[Tokens], folder: Path, training: Training = TRAINING) -> Store:
-    return passes.run(base, training, sequences, folder / "stores", Workers(2), folder / "work")
+def by_workers(base: Base, sequences: Sequence[Tokens], folder: Path, training: Training = TRAINING,
+               workers: Workers = TWO) -> Store:  # fmt: skip
+    store = trunk.ready(base, training.layers, sequences, folder / "stores", disk_gb=training.disk_gb,
+                        dtype=training.activations, depths=training.depths)  # fmt: skip
+    passes.run(store, base, training, sequences, workers, folder / "work")
+    return store
 
 
 def by_one(base: Base, sequences: Sequence[Tokens], root: Path) -> dict[str, bytes]:
@@ -135,5 +140,5 @@ def test_a_killed_workers_blocks_are_done_again(base: Base, tmp_path: Path, monk
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
 def test_ray_writes_the_bytes_of_one_process(base: Base, tmp_path: Path) -> None:
     expected = by_one(base, texts(base), tmp_path / "alone")
-    passes.run(base, TRAINING, texts(base), tmp_path / "stores", Workers(2, "ray"), tmp_path / "work")
+    by_workers(base, texts(base), tmp_path, workers=Workers(2, "ray"))
     assert snapshot(tmp_path / "stores") == expected

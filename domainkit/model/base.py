@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from domainkit import ranks
+from domainkit import heap, ranks
 from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
@@ -147,6 +147,7 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
         raise UserError(f"unknown attention {attention!r}", where="attention", instead=f"one of {', '.join(ways)}")
     if stream not in STREAM:
         raise UserError(f"unknown way to stream {stream!r}", where="stream", instead=f"one of {', '.join(STREAM)}")
+    heap.give_back()
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)

@@ -75,9 +75,7 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"damaged: {error!r}", where=path, instead=f"delete {folder}") from None
         sweep(folder, older=STALE)
-        for path in sorted(folder.glob("*.safetensors")):
-            with suppress(FileNotFoundError):  # another process has just deleted it to make room
-                store._admit(path)
+        store.refresh()
         return store
 
     @classmethod
@@ -90,6 +88,13 @@ class Store:
         store = cls.open(root, of)
         assert store
         return store
+
+    def refresh(self) -> None:
+        """Map the shards that other processes have written since."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.stem not in self._maps:
+                with suppress(FileNotFoundError):  # another process has just deleted it to make room
+                    self._admit(path)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.places

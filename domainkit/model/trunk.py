@@ -45,22 +45,39 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
     the same batches and so the same bits.
     Raises UserError when budget or disk are too small.
     """
-    trunk = Trunk(base, layers, depths)
+    store = ready(base, layers, sequences, root, disk_gb=disk_gb, dtype=dtype, depths=depths, share=share)
+    complete(store, Trunk(base, layers, depths), sequences, share=share, progress=progress)
+    return store
+
+
+def ready(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
+          depths: Sequence[int] = (), share: tuple[int, int] = (0, 1)) -> Store:  # fmt: skip
+    """What `run` begins with: the store of this trunk without what is damaged, and with room for what it lacks."""
     which, many = share
     if which:
         ranks.wait()  # the first one deletes what is damaged
-        store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
-    else:
-        store = open_ready(base, layers, sequences, root, disk_gb=disk_gb, dtype=dtype, depths=depths)
-        if many > 1:
-            ranks.wait()
+    store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+    if which:
+        return store
+    store.verify(s.digest for s in sequences)
+    missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
+    held = store.files(s.digest for s in sequences)
+    make_room(root, store.bytes_for(sum(missing.values())), int(disk_gb * 1e9), held)
+    if many > 1:
+        ranks.wait()
+    return store
+
+
+def complete(store: Store, trunk: Trunk, sequences: Sequence[Tokens], *, share: tuple[int, int] = (0, 1),
+             progress: Progress = lambda tokens: None) -> None:  # fmt: skip
+    """What `run` goes on with: compute what the store lacks, this process its share of it."""
+    which, many = share
     mine = plan(sequences, trunk.device)[which::many]  # dealt before looking at what is missing: that may change
     for block in blocks(trunk, lacking(store, mine)):
         fill(store, trunk, block, progress)
-    if many == 1:
-        return store
-    ranks.wait()
-    return open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
+    if many > 1:
+        ranks.wait()
+        store.refresh()
 
 
 def fill(store: Store, trunk: Trunk, block: Block, progress: Progress = lambda tokens: None) -> None:
@@ -74,20 +91,6 @@ def lacking(store: Store, shards: Iterable[Shard]) -> list[Shard]:
     """The shards without the sequences that the store has; those that it has all of are left out."""
     missing = [[[s for s in batch if s.digest not in store] for batch in shard] for shard in shards]
     return [shard for shard in missing if any(shard)]
-
-
-def open_ready(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str,
-               depths: Sequence[int]) -> Store:  # fmt: skip
-    """The store of this trunk without what is damaged, and with room for what it lacks.
-
-    Raises UserError when budget or disk are too small.
-    """
-    store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
-    store.verify(s.digest for s in sequences)
-    missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
-    held = store.files(s.digest for s in sequences)
-    make_room(root, store.bytes_for(sum(missing.values())), int(disk_gb * 1e9), held)
-    return store
 
 
 def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) -> dict[str, object]:
@@ -113,7 +116,12 @@ def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path,
     if store is not None:
         return store
     chosen, why = (dtype, "as set") if dtype != "auto" else choose_dtype(base, layers, sequences)
-    return Store.create(root, of, width=base.width * (len(depths) + 1), dtype=chosen, why=why)
+    return Store.create(root, of, width=stored(base, depths), dtype=chosen, why=why)
+
+
+def stored(base: Base, depths: Sequence[int]) -> int:
+    """Numbers that a token's activations are."""
+    return base.width * (len(depths) + 1)
 
 
 def find_store(base: Base, layers: int, root: Path, *, dtype: str, depths: Sequence[int]) -> Store:
@@ -179,7 +187,11 @@ def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[
         tokens += len(sample[-1].ids)
         if tokens >= PROBE:
             break
-    exact = forward(Trunk(base, layers), sample)
+    trunk = Trunk(base, layers)
+    # in batches of like lengths: short texts padded to a long one's would be many times as large
+    together = [batch for shard in plan(sample, trunk.device) for batch in shard]
+    sample = [s for batch in together for s in batch]
+    exact = [values for found in forward_all(trunk, together) for values in found]
     with np.errstate(over="ignore"):  # an overflow shows in the loss
         rounded = [values.astype(np.float16).astype(np.float32) for values in exact]
     model = top(base, layers)

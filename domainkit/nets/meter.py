@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-LARGE = 32 * 2**20  # bytes from which glibc always takes memory from the system, and gives it back; see mallopt(3)
+from domainkit.heap import LARGE
+
 COPYING = {torch.ops.aten.logsumexp.default}  # kernels that make a copy of their input
 
 

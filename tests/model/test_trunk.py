@@ -299,6 +299,16 @@ def test_auto_takes_float32_when_the_loss_moves_too_much(
     assert trunk.choose_dtype(base, LAYERS, corpus()) == ("float32", why)
 
 
+def test_no_text_of_the_sample_that_auto_measures_is_padded_to_the_longest(base: Base, small: None) -> None:
+    passed: list[int] = []
+    hook = base.layers()[0].register_forward_hook(lambda layer, given, out: passed.append(given[0].shape[:2].numel()))
+    try:
+        trunk.choose_dtype(base, LAYERS, [tokens(0, 40), *(tokens(i, 5) for i in range(1, 30))])
+    finally:
+        hook.remove()
+    assert sum(passed) == 40 + 29 * 5 and max(passed) <= 48
+
+
 def test_a_budget_too_small_is_refused_before_anything_is_computed(
     base: Base, tmp_path: Path, computed: list[str]
 ) -> None:

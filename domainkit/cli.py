@@ -295,6 +295,26 @@ def check(
     typer.echo(f"{entry.name} is intact: {entry.path}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}")
 
 
+@base_app.command(
+    epilog=examples(
+        "domainkit base quantize smollm2-135m --out smollm2-4bit",
+        "domainkit base quantize ./my-base-model --out my-base-4bit",
+        "domainkit finetune finance --base smollm2-4bit",
+    )
+)
+def quantize(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Base name, local folder or hub id.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the packed base.")],
+    hub: Hub = False,
+) -> None:
+    """Pack a base into 4 bits a weight, embedding and output head included, as a folder that --base takes."""
+    from domainkit.model import bases
+    from domainkit.model.quantize import quantize as pack
+
+    packed = bases.check(pack(name, out, hub=hub))
+    typer.echo(f"base: {out}, {packed.size / 1e6:,.0f} MB; it was {bases.check(name).size / 1e6:,.0f} MB")
+
+
 def main() -> None:
     """Console entry: a UserError is one line and exit 1, Ctrl-C exit 130, anything else a traceback."""
     try:

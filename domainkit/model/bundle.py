@@ -256,12 +256,12 @@ def model_card(record: Record, summaries: Sequence[str]) -> str:
 
 def _loading(base: Mapping[str, Any]) -> list[str]:
     """How a run is loaded without domainkit."""
+    export = "`domainkit export RUN_FOLDER --merged MODEL` writes a model that any library loads rightly."
     if "positions" in base:
         told = f"The base reads with other positions than it came with ({base['positions']}), which an adapter cannot"
-        return [
-            told,
-            "say: `domainkit export RUN_FOLDER --merged MODEL` writes a model that any library loads rightly.",
-        ]
+        return [told, f"say: {export}"]
+    if "packed" in base:
+        return ["The base's weights are packed by domainkit, which PEFT alone cannot read:", export]
     return [
         "```python",
         "from peft import AutoPeftModelForCausalLM",

@@ -2,12 +2,13 @@
 
     python benchmarks/quantization.py splits   # ways to pack, each part for itself, on the text they were chosen on
     python benchmarks/quantization.py text     # the base in 32, 8 and 4 bits and packed, on other text
-    python benchmarks/quantization.py tasks    # `finetune finance` on each: the scores of its tasks
+    python benchmarks/quantization.py tasks RUN…  # scores of finished runs: in float32 first, then on other bases
+    python benchmarks/quantization.py speed    # CPU seconds of reading a text, and of writing a token
     python benchmarks/quantization.py shape    # bytes of a 7B decoder, from its config
 
-`--quick`: less text, fewer steps. `--sides`: some of the sides. `splits` rounds the weights in place and computes in
-float32; the others load what a user would. Texts: `splits` has the first documents of two shipped files; `text` the
-last of others, none of which were packed for or chosen on.
+`--quick`: less text. `--sides`: some of the sides. `splits` rounds the weights in place and computes in float32; the
+others load what a user would. `splits` reads the first documents of two shipped files, as packing does of four; `text`
+the last ones of some of these and others, which nothing was packed for or chosen on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -26,21 +28,22 @@ import torch
 from machine import write_results
 from texts import texts
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from domainkit.assets import ROOT, cache_dir
+from domainkit.assets import ROOT
 from domainkit.model.base import Base, load_base
 from domainkit.model.bases import resolve
 from domainkit.model.outline import outline, size
 from domainkit.model.packed import block_for
-from domainkit.model.quantize import _moment, quantize
-from domainkit.nets.affine import pack, unpack
+from domainkit.model.quantize import moment_of, quantize
+from domainkit.nets.affine import pack, row_bytes, unpack
 from domainkit.nets.loss import token_logprobs
 from domainkit.report import LOWER_IS_BETTER
 
 NAME = "smollm2-135m"
 SIDES = {"float32": 32, "8 bits": 8, "4 bits (NF4)": 4, "packed": 4}
 TEXTS = ("pydoc", "fed", "cfpb", "statutes-finance", "general-en")
-QUICK = ("epochs=1", "lm.tokens=6000", "glossary_tokens=6000")
+ROUNDS = 3
 LLAMA_7B = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
@@ -51,7 +54,8 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("part", choices=("splits", "text", "tasks", "shape"))
+    parser.add_argument("part", choices=("splits", "text", "tasks", "speed", "shape"))
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs, for `tasks`")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--tokens", type=int, default=2048, help="of each text")
     parser.add_argument("--quick", action="store_true")
@@ -60,12 +64,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         if args.part == "splits":
             rows = list(splits(tokens))
+        elif args.part == "tasks":
+            rows = list(tasks(args.runs))
         elif args.part == "shape":
             rows = list(shape(Path(place)))
         else:
             packed = quantize(NAME, Path(place) / "packed") if "packed" in args.sides else Path()
             given = {side: packed if side == "packed" else resolve(NAME) for side in args.sides}
-            rows = list(text(given, tokens) if args.part == "text" else tasks(given, QUICK if args.quick else ()))
+            rows = list((text if args.part == "text" else speed)(given, tokens))
     load.append(os.getloadavg()[0])
     print(write_results(f"quantization-{args.part}", rows, load=load))
 
@@ -82,11 +88,10 @@ def splits(tokens: int) -> Iterator[Row]:
     shared = base.embedding.weight
     layers = [module.weight for module in base.model.modules() if isinstance(module, nn.Linear)]
     layers, block = [weight for weight in layers if weight is not shared], block_for(base.model.config)
-    moment = _moment(resolve(NAME))
+    moment = moment_of(resolve(NAME))
     ways: dict[str, tuple[list[Tensor], Callable[[Tensor], Tensor], float]] = {
         "layers in NF4": (layers, nf4, NF4),
         "layers in even grids": (layers, lambda w: _even(w, block), _bits(layers, block)),
-        "layers in even grids, blocks of 64": (layers, lambda w: _even(w, 64), _bits(layers, 64)),
         "embedding in NF4": ([shared], nf4, NF4),
         "embedding in even grids": ([shared], lambda w: _even(w, block), _bits([shared], block)),
         "embedding in even grids, for its states": (
@@ -112,15 +117,11 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def _even(weight: Tensor, block: int, moment: Tensor | None = None) -> Tensor:
-    width = weight.shape[1]
-    fits = block if width % (2 * block) == 0 else 32
-    return unpack(pack(weight, fits, moment), width, fits)
+    return unpack(pack(weight, block, moment), weight.shape[1], block)
 
 
-def _bits(weights: list[Tensor], block: int) -> float:
-    total = sum(w.numel() for w in weights)
-    return sum(w.numel() * (4 + 16 / (block if w.shape[1] % (2 * block) == 0 else 32) + 16 / w.shape[1])
-               for w in weights) / total  # fmt: skip
+def _bits(weights: Sequence[Tensor], block: int) -> float:
+    return 8 * sum(len(w) * row_bytes(w.shape[1], block) for w in weights) / sum(w.numel() for w in weights)
 
 
 def _first(base: Base, name: str, tokens: int) -> Tensor:
@@ -185,29 +186,42 @@ def held(base: Base) -> int:
     return total
 
 
+@torch.no_grad()
+def speed(given: Mapping[str, Path], tokens: int) -> Iterator[Row]:
+    """CPU seconds, median of ROUNDS in turns: all tokens of a text at once, and one more token after them."""
+    bases = {side: load_base(folder, bits=SIDES[side]) for side, folder in given.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in bases}
+    for _ in range(ROUNDS):
+        for side, base in bases.items():
+            ids = texts(base, tokens, TEXTS[:1])[TEXTS[0]]
+            cache, began = DynamicCache(config=base.model.config), time.process_time()
+            base.model(ids, None, None, cache, use_cache=True, logits_to_keep=1)
+            read = time.process_time()
+            base.model(ids[:, :1], None, None, cache, use_cache=True)
+            seconds[side].append((read - began, time.process_time() - read))
+    for side, found in seconds.items():
+        reading, writing = (round(statistics.median(column), 3) for column in zip(*found, strict=True))
+        yield {"side": side, "tokens": tokens, "reading, CPU s": reading, "a token more, CPU s": writing,
+               "compute": str(bases[side].compute)}  # fmt: skip
+
+
 # Runs
 
 
-def tasks(given: Mapping[str, Path], overrides: tuple[str, ...]) -> Iterator[Row]:
-    """Scores of a finance run on each side, and what part of the float32 run's they are."""
-    from domainkit.recipes import Request, finetune
-
+def tasks(runs: Sequence[Path]) -> Iterator[Row]:
+    """Scores of finished runs, and what part of the first one's they are."""
     exact: dict[str, float] = {}
-    bases = (cache_dir() / "bases").resolve()
-    for side, folder in given.items():
-        with tempfile.TemporaryDirectory() as place:
-            os.environ["DOMAINKIT_CACHE"] = place
-            (Path(place) / "bases").symlink_to(bases)
-            base = str(folder) if side == "packed" else NAME
-            request = Request("finance", base=base, out=Path(place) / "run",
-                              overrides=(f"bits={SIDES[side]}", *overrides))  # fmt: skip
-            reports = sorted((finetune(request) / "reports").glob("*.json"))
-            read = [json.loads(path.read_text()) for path in reports]
+    for run in runs:
+        read = [json.loads(path.read_text()) for path in sorted((run / "reports").glob("*.json"))]
+        if not read:
+            raise SystemExit(f"{run} has no reports/*.json: name the folders of finished runs, float32 first")
+        base, seed = read[0]["base"], read[0]["seed"]
         scores = {f"{r['task']}/{name}": score["value"] for r in read for name, score in r["scores"].items()}
         exact = exact or scores
-        shares = {name: round(_share(name, value, exact[name]), 4) for name, value in scores.items()}
-        print(side, shares, flush=True)
-        yield {"side": side, "settings": overrides, "scores": scores, "of float32": shares}
+        shares = {name: round(_share(name, value, exact[name]), 4) for name, value in scores.items()
+                  if not name.split("/")[1].startswith("change")}  # fmt: skip
+        print(base["bits"], base.get("packed", ""), shares, flush=True)
+        yield {"base": base, "seed": seed, "scores": scores, "of the first": shares}
 
 
 def _share(name: str, value: float, exact: float) -> float:

@@ -55,7 +55,7 @@ Format = Annotated[
     str, typer.Option(metavar="F", help=f"What the files of --data are: {FORMATS}.  [dim]default: as named[/]")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
-Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")]
+Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4, or as packed.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")

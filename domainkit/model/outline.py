@@ -66,7 +66,7 @@ def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = F
     model.eval().requires_grad_(False)
     compute_in(model, compute)
     base = Base(model, tokenizer, name, file.parent, "", bits, attention, compute, positions=stretched,
-                packed=block or 0)  # fmt: skip
+                packed=block if block and bits == 4 else 0)  # fmt: skip
     base.layers()
     return base
 

@@ -60,7 +60,7 @@ def quantize(name: str | Path, target: Path, *, hub: bool = False) -> Path:
     if not packable(model, block):
         raise UserError("no weight can be packed", where=source,
                         instead=f"a decoder whose hidden size is a multiple of {2 * block}")  # fmt: skip
-    moment = _moment(source)
+    moment = moment_of(source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # beside the target, so that the last step is a rename and nobody sees half a base
@@ -79,7 +79,7 @@ def quantize(name: str | Path, target: Path, *, hub: bool = False) -> Path:
 
 
 @torch.no_grad()
-def _moment(source: Path) -> Tensor:
+def moment_of(source: Path) -> Tensor:
     """Second moment of the states that enter the base's output head: (width, width)."""
     base = load_base(source, bits=32, stream="auto", keep=1)
     batches = []

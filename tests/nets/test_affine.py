@@ -20,7 +20,7 @@ def test_four_bits_and_little_more_give_the_weights_back(width: int, block: int)
     assert packed.shape == (50, row_bytes(width, block)) and packed.dtype == torch.uint8
     assert packed.numel() * 8 / weight.numel() == 4 + 16 / block + 16 / width
     lost = (unpack(packed, width, block) - weight).square().mean()
-    assert lost < (0.007 if block == 32 else 0.009)  # NF4 in blocks of 64 loses 0.0088
+    assert lost < (0.0065 if block == 32 else 0.008)  # NF4 in blocks of 64 loses 0.0085
     assert torch.equal(unpack(packed[7:9], width, block), unpack(packed, width, block)[7:9])  # row by row
 
 

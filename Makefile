@@ -50,3 +50,7 @@ bench: setup
 	$(PY) benchmarks/kills.py
 	$(PY) benchmarks/reuse.py
 	$(PY) benchmarks/activations.py
+	$(PY) benchmarks/quantization.py splits
+	$(PY) benchmarks/quantization.py text
+	$(PY) benchmarks/quantization.py speed
+	$(PY) benchmarks/quantization.py shape

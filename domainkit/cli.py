@@ -55,7 +55,7 @@ Format = Annotated[
     str, typer.Option(metavar="F", help=f"What the files of --data are: {FORMATS}.  [dim]default: as named[/]")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
-Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4.")]
+Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4, or as packed.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")
@@ -305,6 +305,26 @@ def check(
 
     entry = bases.check(name)
     typer.echo(f"{entry.name} is intact: {entry.path}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}")
+
+
+@base_app.command(
+    epilog=examples(
+        "domainkit base quantize smollm2-135m --out smollm2-4bit",
+        "domainkit base quantize ./my-base-model --out my-base-4bit",
+        "domainkit finetune finance --base smollm2-4bit",
+    )
+)
+def quantize(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Base name, local folder or hub id.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the packed base.")],
+    hub: Hub = False,
+) -> None:
+    """Pack a base into 4 bits a weight, embedding and output head included, as a folder that --base takes."""
+    from domainkit.model import bases
+    from domainkit.model.quantize import quantize as pack
+
+    packed = bases.check(pack(name, out, hub=hub))
+    typer.echo(f"base: {out}, {packed.size / 1e6:,.0f} MB; it was {bases.check(name).size / 1e6:,.0f} MB")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from domainkit.model import rows
 from domainkit.model.base import BITS, Base, precision
 from domainkit.model.crossover import AT
 from domainkit.model.outline import linear_maps, on_disk, size
+from domainkit.model.packed import is_packed, values
 from domainkit.model.streamed import SHARE
 from domainkit.model.top import Top
 from domainkit.model.trunk import TOGETHER, stored
@@ -124,7 +125,7 @@ class Estimator:
             base.name,
             training,
             self.data,
-            sum(p.numel() for p in base.model.parameters()),
+            size(base, 32) // FLOAT,
             size(base, base.bits),
             self._learning,
             len(base.added) * base.width * (1 if base.tied else 2),
@@ -216,13 +217,14 @@ class Estimator:
         return self.data.tokens * stored(self.base, self.training.depths) * itemsize
 
     def _unpacked(self, bits: int) -> int:
-        """Bytes of the largest matrix while it is multiplied."""
-        return UNPACKED[bits] * max((m.weight.numel() for m in linear_maps(self.base, self.base.layers())), default=0)
+        """Bytes of the largest matrix while it is multiplied, of a packed base's output head too."""
+        maps = linear_maps(self.base, self.base.layers()) + ([self.base.head] if self.base.packed else [])
+        return UNPACKED[bits] * max((values(m).numel() for m in maps), default=0)
 
     def _timed(self, phases: Iterable[Phase]) -> tuple[Phase, ...]:
         """The phases with the seconds of those that take long."""
         products, attention = (EFFICIENCY * _flops(d) for d in (self.base.compute, self.base.model.dtype))
-        vocabulary, width = self.base.head.weight.shape
+        vocabulary, width = self.base.output_rows.shape
         layers, last = list(self.base.layers()), self.training.layers
 
         def pass_(chosen: list[nn.Module], back: float) -> float:
@@ -257,9 +259,13 @@ class Estimator:
 def _active(modules: Iterable[nn.Module], config: Any) -> float:
     """Weights that a token is multiplied with; of routed experts those it is sent to."""
     total = 0.0
-    for parameter in (p for module in modules for p in module.parameters()):
-        chosen = getattr(config, "num_experts_per_tok", None) if parameter.ndim == 3 else None
-        total += parameter.numel() * (chosen / parameter.shape[0] if chosen else 1)
+    for part in (part for module in modules for part in module.modules()):
+        if is_packed(part):
+            total += values(part).numel()
+            continue
+        for parameter in part.parameters(recurse=False):
+            chosen = getattr(config, "num_experts_per_tok", None) if parameter.ndim == 3 else None
+            total += parameter.numel() * (chosen / parameter.shape[0] if chosen else 1)
     return total
 
 

@@ -114,13 +114,13 @@ class Rehearsal:
 
     def _logits(self, tokens: int) -> Need:
         """Logits of so many tokens, and as much again: a copy, or their softmax."""
-        one = tokens * len(self.base.head.weight) * FLOAT
+        one = tokens * len(self.base.output_rows) * FLOAT
         return Need.pieces(2 * one, one)
 
     def _terms(self) -> Need:
         """Distilling rows through the first layers, then calibrating them on the output head."""
-        vocabulary, width = self.base.head.weight.shape
-        size = self.base.head.weight.element_size()
+        vocabulary, width = self.base.output_rows.shape
+        size = self.base.output_rows.element_size()
         embeds = torch.zeros(8, rows.BATCH // 8, width, dtype=self.base.model.dtype, requires_grad=True)
         with Meter() as meter:
             states = Trunk(self.base, max(1, self.base.depth - rows.DEPTH)).states(inputs_embeds=embeds)
@@ -211,7 +211,7 @@ class Rehearsal:
         prepared, head = self.prepared[name], self._head(name)
         own = {s.digest: s for s in prepared.train}
         batch = replace(batch, placed=tuple((at, own[s.digest]) for at, s in batch.placed if s.digest in own))
-        standing = _Standing({name: head}, self.base.head.weight, len(self.training.depths), head is not None)
+        standing = _Standing({name: head}, self.base.output_rows, len(self.training.depths), head is not None)
         with torch.set_grad_enabled(learn), Meter() as meter:
             loss = self.kinds[name].loss(cast(Top, standing), batch, prepared.labels)
             if learn:

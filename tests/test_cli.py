@@ -19,6 +19,7 @@ from domainkit.workers import ALONE, Workers
 COMMANDS = (
     [], ["finetune"], ["plan"], ["eval"], ["extract"], ["export"],
     ["base"], ["base", "pull"], ["base", "list"], ["base", "check"],
+    ["base", "quantize"],
     ["glossary"], ["glossary", "check"], ["glossary", "map"], ["glossary", "stats"], ["glossary", "tokens"],
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "sklearn", "numpy", "datasketch")

@@ -108,9 +108,10 @@ class Kind:
         head = Translator(ids, [t in known for t in prepared.labels], base.width, newline=newline, closing=len(closing))
         if known:
             index = {term: i for i, term in enumerate(prepared.labels)}
-            rows = _means(base.embedding.weight, [s.ids[1:] for s in prepared.labelled])
+            weight = base.input_rows
+            rows = _means(weight, [s.ids[1:] for s in prepared.labelled])
             answer = torch.tensor([index[s.label] for s in prepared.labelled])
-            head.solve(rows, answer, base.embedding.weight[ids])
+            head.solve(rows, answer, weight[ids])
         return head
 
     def loss(self, top: Top, batch: Batch, labels: Sequence[str]) -> Tensor:
@@ -128,8 +129,9 @@ class Kind:
     def _by_rows(self, top: Top, batch: Batch) -> Tensor:
         """Score of every candidate by the rows: (queries, candidates)."""
         head = self._head(top)
-        rows = _means(top.input_weight, [head.asked(s.ids) for _, s in batch.placed])
-        return head(rows, top.input_weight[head.ids])
+        weight = top.input_weight
+        rows = _means(weight, [head.asked(s.ids) for _, s in batch.placed])
+        return head(rows, weight[head.ids])
 
     def _by_next_token(self, top: Top, batch: Batch) -> Tensor:
         """Score of every candidate as the model's own next token: (queries, candidates)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +21,8 @@ from domainkit import heap, ranks
 from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
-from domainkit.model.folder import fingerprint, first_line, inspect, loading, quiet, read_tokenizer
+from domainkit.model.folder import first_line, identity, inspect, loading, quiet, read_tokenizer
+from domainkit.model.packed import block_of, compute_in, values
 from domainkit.model.streamed import Skeleton, is_streamed
 from domainkit.progress import say
 from domainkit.types import UserError
@@ -47,6 +48,7 @@ class Base:
     plain: PreTrainedTokenizerFast | None = None  # the base's own tokenizer, where `tokenizer` knows glossary tokens
     rows: str = ""  # fingerprint of those rows
     positions: str = ""  # how they were stretched, such as "8192 x 4 by YaRN"; "": as they were trained
+    packed: int = 0  # weights of a block, if the folder's weights are packed and stay so; 0: they are not
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Base:
         precision = str(self.compute).removeprefix("torch.")
         facts = {"name": self.name, "sha256": self.sha256, "bits": self.bits, "attention": self.attention,
                  "compute": precision}  # fmt: skip
-        return facts | ({"positions": self.positions} if self.positions else {})
+        return facts | {name: of for name in ("positions", "packed") if (of := getattr(self, name))}
 
     @property
     def tied(self) -> bool:
@@ -103,13 +105,23 @@ class Base:
 
     @property
     def embedding(self) -> nn.Embedding:
-        """Token ids → rows (…, width). Never quantized."""
+        """Token ids → rows (…, width). Not quantized but in packed folders: see `input_rows`."""
         return cast(nn.Embedding, self.model.get_input_embeddings())
 
     @property
     def head(self) -> nn.Linear:
-        """The output head: hidden states (…, width) → logits (…, vocabulary). Never quantized."""
+        """The output head: hidden states (…, width) → logits (…, vocabulary). Not quantized but in packed folders."""
         return cast(nn.Linear, self.model.get_output_embeddings())
+
+    @property
+    def input_rows(self) -> Tensor:
+        """The embedding as numbers, (vocabulary, width); of a packed base a copy."""
+        return values(self.embedding)
+
+    @property
+    def output_rows(self) -> Tensor:
+        """The output head as numbers, (vocabulary, width); of a packed base a copy."""
+        return values(self.head)
 
     def layers(self) -> nn.ModuleList:
         """The decoder layers, bottom first, whatever the family calls them."""
@@ -130,15 +142,16 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
     computed in bfloat16 on a GPU or CPU that is fast at it, else in float32. Only `nn.Linear` layers are quantized:
     embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
-    model's weights) are bfloat16 on such a GPU, else float32. `attention` is any name in transformers'
+    model's weights) are bfloat16 on such a GPU, else float32. A folder whose weights are packed (`quantize`) is loaded
+    as it is with 4 bits, and unpacked with 16 or 32. `attention` is any name in transformers'
     AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
     read; beyond those that it was trained to, its positions are stretched (`positions.stretch`). `stream`: "always"
     leaves all layers but the last `keep` on disk, where they are read whenever they are run (`streamed`); "auto" does
     so if the base would take more than half of the memory that is free.
 
-    Raises UserError: unknown bits or attention; positions that cannot be stretched; no such base; pickled, missing or
-    damaged weights; a missing tokenizer; code from the author needed; not a decoder. Never runs code from the folder,
-    and never goes to the network unless `hub` is true.
+    Raises UserError: unknown bits or attention, or bits that packed weights do not have; positions that cannot be
+    stretched; no such base; pickled, missing, damaged or changed weights; a missing tokenizer; code from the author
+    needed; not a decoder. Never runs code from the folder, and never goes to the network unless `hub` is true.
     """
     if bits not in BITS:
         raise UserError(f"bits must be 4, 8, 16 or 32, not {bits!r}", where="bits")
@@ -153,17 +166,25 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     tokenizer = read_tokenizer(path)
     dtype, compute = precision(bits)
     config, stretched = configuration(path, context)
-    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": _quantization(bits, compute)}
-    skeleton = None if stream == "never" else Skeleton.of(path, config, **how)
+    block = block_of(config)
+    if block:
+        _check_packed(path, bits, stream)
+    quantization = None if block else _quantization(bits, compute)
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": quantization}
+    skeleton = None if stream == "never" or (block and bits != 4) else Skeleton.of(path, config, **how)
     if skeleton and stream == "auto" and skeleton.fits:
         skeleton = None
     model = skeleton.model if skeleton else _model(path, config if stretched else None, **how)
     if stretched:
         positions.check(model, context, where=path)
         say(f"{name} reads {context:,} tokens at once: positions {stretched}")
+    if block and bits != 4:
+        model = cast(Any, model).dequantize(dtype)
     model.eval().requires_grad_(False)
     _keep_plain_kernels(model)
-    base = Base(model, tokenizer, str(name), path, fingerprint(path), bits, attention, compute, positions=stretched)
+    compute_in(model, compute)
+    base = Base(model, tokenizer, str(name), path, identity(path), bits, attention, compute, positions=stretched,
+                packed=block if block and bits == 4 else 0)  # fmt: skip
     layers = base.layers()  # refuses a decoder of unknown build now, not after an hour
     if skeleton:
         size, free = (f"{number / 1e9:.1f} GB" for number in (skeleton.bytes, skeleton.free))
@@ -196,6 +217,14 @@ def configuration(path: Path, context: int) -> tuple[Any, str]:
         return config, positions.stretch(config, context, where=path)
 
 
+def _check_packed(path: Path, bits: int, stream: str) -> None:
+    """Raise UserError for what packed weights cannot be loaded as."""
+    if bits == 8:
+        raise UserError("the weights are packed in 4 bits", where=path, instead="bits=4, or 16 or 32 to unpack them")
+    if bits != 4 and stream == "always":
+        raise UserError(f"packed weights are not streamed in {bits} bits", where=path, instead="bits=4")
+
+
 def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
     if bits == 4:
         return BitsAndBytesConfig(
@@ -209,13 +238,14 @@ def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
 
 def _model(path: Path, config: Any, *, dtype: torch.dtype, attention: str,
            quantization: BitsAndBytesConfig | None) -> PreTrainedModel:  # fmt: skip
+    asked = {} if quantization is None else {"quantization_config": quantization}  # None would hide the folder's own
     with loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
-            quantization_config=quantization,
+            **asked,
             device_map={"": ranks.place()},
             local_files_only=True,
             trust_remote_code=False,

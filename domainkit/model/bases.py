@@ -42,7 +42,7 @@ def resolve(name_or_path: str | Path, *, hub: bool = False) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError("a base is a folder, this is a file", where=folder)
+        raise UserError("a base is a folder, this is a file", where=folder, instead="a Hugging Face model folder")
     return snapshot(name, f"one of {', '.join(KNOWN)}, a local Hugging Face folder, or a hub id", hub)
 
 

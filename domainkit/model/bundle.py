@@ -15,12 +15,13 @@ import safetensors.torch
 from peft import PeftConfig, PeftModel
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from domainkit.files import digest, explain, move, sync
 from domainkit.link import Linker
 from domainkit.model.base import Base
 from domainkit.model.folder import quiet, read_tokenizer
+from domainkit.model.packed import values
 from domainkit.model.rows import Rows, extend
 from domainkit.model.top import DEFAULT, Top
 from domainkit.types import UserError
@@ -102,7 +103,7 @@ def _add_rows(weights: Path, base: Base) -> None:
         return
     tensors, indices = safetensors.torch.load_file(weights), {}
     for name in token_modules(base):
-        rows = cast(Tensor, base.model.get_submodule(name).weight).detach()[list(base.added)]
+        rows = values(base.model.get_submodule(name)).detach()[list(base.added)]
         tensors[ROWS.format(name)] = rows.cpu().contiguous()
         indices[name.rpartition(".")[2]] = list(base.added)
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
@@ -255,12 +256,12 @@ def model_card(record: Record, summaries: Sequence[str]) -> str:
 
 def _loading(base: Mapping[str, Any]) -> list[str]:
     """How a run is loaded without domainkit."""
+    export = "`domainkit export RUN_FOLDER --merged MODEL` writes a model that any library loads rightly."
     if "positions" in base:
         told = f"The base reads with other positions than it came with ({base['positions']}), which an adapter cannot"
-        return [
-            told,
-            "say: `domainkit export RUN_FOLDER --merged MODEL` writes a model that any library loads rightly.",
-        ]
+        return [told, f"say: {export}"]
+    if "packed" in base:
+        return ["The base's weights are packed by domainkit, which PEFT alone cannot read:", export]
     return [
         "```python",
         "from peft import AutoPeftModelForCausalLM",

@@ -19,6 +19,7 @@ from domainkit.files import digest
 from domainkit.types import UserError
 
 MANIFEST, CONFIG = "domainkit-base.json", "config.json"
+METHOD = "domainkit"  # what config.json calls the quantization of packed weights
 # Beside *.safetensors, these files decide what a base computes (SentencePiece and BPE tokenizers included).
 _IDENTITY = {
     "added_tokens.json", "chat_template.jinja", "config.json", "merges.txt", "special_tokens_map.json",
@@ -36,8 +37,32 @@ def fingerprint(folder: Path) -> str:
     return total.hexdigest()
 
 
+def identity(folder: Path) -> str:
+    """`fingerprint`; UserError where the folder was written with another one."""
+    found = fingerprint(folder)
+    expected = read_manifest(folder).get("fingerprint", found)
+    if found != expected:
+        raise UserError(f"its files have changed: fingerprint is {found}, expected {expected}", where=folder,
+                        instead="a fresh copy of the folder")  # fmt: skip
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that hold a model's weights."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    return sorted({folder / shard for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+
+
+def companions(folder: Path) -> list[Path]:
+    """What belongs to a model beside its weights and config.json: the tokenizer's files, and how it writes."""
+    names = _IDENTITY - {CONFIG} | {"generation_config.json"}
+    return sorted(file for file in folder.iterdir() if file.name in names)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `pull` noted beside the files it wrote; empty for any other folder."""
+    """What `pull` or `quantize` noted beside the files it wrote; empty for any other folder."""
     file = folder / MANIFEST
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -84,11 +109,12 @@ def _inspect_config(facts: dict[str, Any], folder: Path) -> None:
             where=folder,
             instead="a causal language model, such as Llama, Qwen or DeepSeek",
         )
-    if facts.get("quantization_config"):
+    quantized = facts.get("quantization_config")
+    if quantized and not (isinstance(quantized, dict) and quantized.get("quant_method") == METHOD):
         raise UserError(
-            "the weights are already quantized",
+            "the weights are already quantized, not by domainkit",
             where=folder,
-            instead="the unquantized model: domainkit quantizes it when it loads",
+            instead="the unquantized model: domainkit quantizes it when it loads, or `domainkit base quantize` once",
         )
 
 
@@ -112,6 +138,13 @@ def _inspect_weights(folder: Path) -> None:
                 where=folder,
                 instead="convert them where you trust the file: AutoModelForCausalLM.from_pretrained(FOLDER)"
                 ".save_pretrained(NEW) writes safetensors",
+            )
+        if any(folder.glob("*.gguf")):
+            raise UserError(
+                "the weights are GGUF",
+                where=folder,
+                instead="AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(NEW), and the "
+                "tokenizer alike",
             )
         raise UserError("there are no weights (*.safetensors)", where=folder)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
 
 import safetensors.torch
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from domainkit.model.rows import (
     calibrate,
     distil,
     extend,
+    make_room,
     mean_rows,
     mismatch,
     random_rows,
@@ -97,9 +97,8 @@ def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int
     if not vocabulary.forms:
         return Taught(base, vocabulary, {})
     size = vocabulary.first + len(vocabulary.forms)
-    if size > len(base.embedding.weight):
-        cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
-        base.model.requires_grad_(False)
+    make_room(base, vocabulary.first, size)
+    base.model.requires_grad_(False)
     tokenizer = inject(base.tokenizer, vocabulary)
     if tokens:
         windows(_with_pairs(glossary, learn), base, tokenizer, vocabulary.first, tokens=tokens)

@@ -20,7 +20,7 @@ def embed_names(base: Base, names: Sequence[str]) -> np.ndarray:
     """
     written = [f" {name.lower().strip()}".rstrip() for name in names]
     tokens = base.tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
-    rows = base.embedding.weight
+    rows = base.input_rows
     flat = torch.tensor(list(chain.from_iterable(tokens)), dtype=torch.long, device=rows.device)
     starts = torch.tensor([0, *accumulate(map(len, tokens))][:-1], dtype=torch.long, device=rows.device)
     return embedding_bag(flat, rows, starts, mode="mean").float().cpu().numpy()

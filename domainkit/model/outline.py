@@ -25,6 +25,7 @@ from domainkit.model.base import Base, configuration, precision
 from domainkit.model.bases import KNOWN, resolve
 from domainkit.model.crossover import AT
 from domainkit.model.folder import CONFIG, has_tokenizer, inspect_config, quiet, read_tokenizer
+from domainkit.model.packed import block_of, compute_in, is_packed, replace, values
 from domainkit.types import UserError
 
 BLOCK, NEST = 64, 256  # of bitsandbytes: weights that share a scale in NF4, and scales that share one themselves
@@ -52,6 +53,9 @@ def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = F
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=f"{NAME}-{attention}", trust_remote_code=False
             )
+            block = block_of(config)
+            if block:
+                replace(model, block)
             model.tie_weights()
         _route(model)
     except UserError:
@@ -60,21 +64,33 @@ def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = F
         raise UserError(f"no model can be built from it: {' '.join(str(error).split())}", where=file,
                         instead="the config.json of a Llama-, Qwen- or DeepSeek-like decoder") from error  # fmt: skip
     model.eval().requires_grad_(False)
-    base = Base(model, tokenizer, name, file.parent, "", bits, attention, compute, positions=stretched)
+    compute_in(model, compute)
+    base = Base(model, tokenizer, name, file.parent, "", bits, attention, compute, positions=stretched,
+                packed=block if block and bits == 4 else 0)  # fmt: skip
     base.layers()
     return base
 
 
 def size(base: Base, bits: int, modules: Iterable[nn.Module] | None = None) -> int:
-    """Bytes of the weights, of all or of some modules, in so many bits: what `load_base` says stays as it is does."""
+    """Bytes of the weights, of all or of some modules, in so many bits: what `load_base` says stays as it is does.
+
+    Packed weights are as large as they are packed, but in 16 and 32 bits.
+    """
     dtype, chosen = precision(bits)[0], list([base.model] if modules is None else modules)
-    packed = {id(m.weight) for m in linear_maps(base, chosen)} if bits < 16 else set()
+    quantized = {id(m.weight) for m in linear_maps(base, chosen)} if bits < 16 else set()
+    packed = {id(m.weight): m for module in chosen for m in module.modules() if is_packed(m)}
+
+    def one(key: int, parameter: nn.Parameter) -> int:
+        if key in packed:
+            return parameter.nbytes if bits < 16 else values(packed[key]).numel() * dtype.itemsize
+        return _quantized(parameter.shape, bits) if key in quantized else parameter.numel() * dtype.itemsize
+
     found = {id(p): p for module in chosen for p in module.parameters()}
-    return sum(_packed(p.shape, bits) if key in packed else p.numel() * dtype.itemsize for key, p in found.items())
+    return sum(one(key, parameter) for key, parameter in found.items())
 
 
 def linear_maps(base: Base, modules: Iterable[nn.Module]) -> list[nn.Linear]:
-    """The linear maps that are quantized when the base is loaded in 4 or 8 bits."""
+    """The linear maps that are quantized when the base is loaded in 4 or 8 bits, or were once."""
     return [m for module in modules for m in module.modules() if isinstance(m, nn.Linear) and m is not base.head]
 
 
@@ -88,7 +104,7 @@ def on_disk(base: Base) -> tuple[int, torch.dtype]:
     return found or sum(p.numel() for p in base.model.parameters()) * saved.itemsize, saved
 
 
-def _packed(shape: torch.Size, bits: int) -> int:
+def _quantized(shape: torch.Size, bits: int) -> int:
     """Bytes of a quantized matrix: LLM.int8 with a scale for each row, or NF4 with double quantization."""
     if bits == 8:
         return shape.numel() + 4 * shape[0]

@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerFast
 
 from domainkit.model.base import Base
+from domainkit.model.packed import is_packed
 from domainkit.model.split import Trunk, last_states
 from domainkit.model.streamed import held
 from domainkit.model.vocab import Vocabulary
@@ -76,7 +77,7 @@ def mean_rows(base: Base, vocabulary: Vocabulary, counterparts: Mapping[int, Seq
         ]
         return torch.stack(rows).cpu()
 
-    return Rows(means(base.embedding.weight), None if base.tied else means(base.head.weight))
+    return Rows(means(base.input_rows), None if base.tied else means(base.output_rows))
 
 
 def start_rows(base: Base, vocabulary: Vocabulary, rows: Rows, moment: Tensor | None) -> Rows:
@@ -86,7 +87,7 @@ def start_rows(base: Base, vocabulary: Vocabulary, rows: Rows, moment: Tensor | 
     directions (moment: their second moment; None where it has rows of its own); there the mean stays, and only what
     they do not see is exchanged.
     """
-    last = base.embedding.weight[[ids[-1] for ids in vocabulary.pieces]].float().cpu()
+    last = base.input_rows[[ids[-1] for ids in vocabulary.pieces]].float().cpu()
     if moment is None:
         return Rows(last, rows.output)
     unseen = torch.linalg.inv(torch.eye(base.width) + moment.cpu() / UNSEEN)  # 1 where the head looks nowhere, else 0
@@ -101,7 +102,7 @@ def random_rows(base: Base, vocabulary: Vocabulary, seed: int) -> Rows:
         values = weight.float().cpu()
         return values.mean(0) + values.std(0) * torch.randn(len(vocabulary.forms), values.shape[1], generator=draw)
 
-    return Rows(noise(base.embedding.weight), None if base.tied else noise(base.head.weight))
+    return Rows(noise(base.input_rows), None if base.tied else noise(base.output_rows))
 
 
 def extend(base: Base, tokenizer: PreTrainedTokenizerFast, first: int, rows: Rows) -> Base:
@@ -110,17 +111,30 @@ def extend(base: Base, tokenizer: PreTrainedTokenizerFast, first: int, rows: Row
     The model of `base` itself grows: whoever keeps `base` sees the same outputs for its own tokens.
     """
     size = first + len(rows.input)
-    if size > len(base.embedding.weight):  # some bases have rows to spare
-        cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
+    given = [rows.input] if rows.output is None else [rows.input, rows.output]
+    own = [part.to(base.model.device, base.model.dtype) for part in given]  # in the base's own precision
+    make_room(base, first, size)
     with torch.no_grad():
-        base.embedding.weight[first:size] = rows.input.to(base.model.device)
-        if rows.output is not None:
-            base.head.weight[first:size] = rows.output.to(base.model.device)
+        for module, part in ((base.embedding, own[0]), (base.head, own[-1])):
+            if is_packed(module):
+                vars(module)["added"] = first, part
+            else:
+                module.weight[first:size] = part
     base.model.requires_grad_(False)
-    weights = [base.embedding.weight] if base.tied else [base.embedding.weight, base.head.weight]
-    held = Rows(*(weight.detach()[first:size].cpu() for weight in weights))  # in the base's own precision
+    held = Rows(*(part.cpu() for part in own))
     return replace(base, tokenizer=tokenizer, plain=base.tokenizer, added=tuple(range(first, size)),
                    rows=held.fingerprint)  # fmt: skip
+
+
+def make_room(base: Base, first: int, size: int) -> None:
+    """Let embedding and head have `size` rows, those from `first` on unknown; some bases have rows to spare."""
+    if is_packed(base.embedding):
+        empty = torch.empty(size - first, base.width, dtype=base.model.dtype, device=base.model.device)
+        for module in (base.embedding, base.head):
+            vars(module)["added"] = first, empty
+        base.model.config.vocab_size = max(size, int(base.model.config.vocab_size))
+    elif size > len(base.embedding.weight):
+        cast(Any, base.model).resize_token_embeddings(size, mean_resizing=False)
 
 
 def windows(texts: Iterable[str], base: Base, tokenizer: PreTrainedTokenizerFast, first: int, *,
@@ -200,20 +214,21 @@ def calibrate(base: Base, texts: Sequence[Sequence[int]], rounds: int = 3) -> Te
     base: with the rows to be calibrated. texts: token ids of real text, each without the prefix.
     """
     first, device = base.added[0], base.model.device
-    counts = torch.zeros(len(base.head.weight), device=device)
+    weight = base.output_rows.float()
+    counts = torch.zeros(len(weight), device=device)
     for ids in texts:
         counts += torch.bincount(torch.tensor(ids, device=device), minlength=len(counts))
     wanted = (counts[first:] + SMOOTH) / counts.sum()
     cut = [ids[at : at + CHUNK] for ids in texts for at in range(0, len(ids), CHUNK)]
     drawn = sorted(cut, key=lambda ids: sha256(repr(ids).encode()).digest())[:SAMPLE]
     states = torch.cat(list(_states(base, [(base.prefix_id, *ids) for ids in drawn])))  # (tokens, width)
-    rows, middle = base.head.weight[first:].float(), states.mean(0)
+    rows, middle = weight[first:], states.mean(0)
     along = states @ middle / middle.square().sum()  # 1 in the mean
     shift = torch.zeros(len(rows), device=device)
     for _ in range(rounds):
         expected = torch.zeros_like(shift)
         for part, lean in zip(states.split(BATCH), along.split(BATCH), strict=True):
-            logits = part @ base.head.weight.float().T
+            logits = part @ weight.T
             logits[:, first:] += lean[:, None] * shift
             expected += logits.softmax(-1)[:, first:].sum(0)
         shift = (shift + (wanted * len(states) / expected.clamp(min=1e-12)).log()).clamp(*SHIFT)

@@ -8,7 +8,6 @@ it is `held`, they stay. The same bits come out as from a decoder in memory.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from transformers.modeling_utils import LoadStateDictConfig, load_state_dict
 from transformers.quantizers import AutoHfQuantizer
 
 from domainkit import ranks
-from domainkit.model.folder import loading
+from domainkit.model.folder import loading, weight_files
 from domainkit.types import UserError
 
 SHARE = 0.5  # of the free memory that a base may take before its layers stay on disk
@@ -97,7 +96,10 @@ class Skeleton:
 
     @classmethod
     def of(cls, path: Path, config: Any, *, dtype: torch.dtype, attention: str, quantization: Any) -> Skeleton:
-        """As `from_pretrained` builds it, on the meta device. Raises UserError for what it refuses."""
+        """As `from_pretrained` builds it, on the meta device. Raises UserError for what it refuses.
+
+        quantization: of weights that are not quantized on disk.
+        """
         device = torch.device(ranks.place())
         with loading(path):
             with torch.device("meta"):
@@ -106,8 +108,9 @@ class Skeleton:
             model.config.name_or_path = model.name_or_path = str(path)
             if (path / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-            if quantization is not None:
-                quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+            own = getattr(config, "quantization_config", None)
+            if own or quantization:
+                quantizer = AutoHfQuantizer.from_config(own or quantization, pre_quantized=own is not None)
                 quantizer.validate_environment(device_map={"": device})
                 quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": device}, use_kernels=False)
                 model.hf_quantizer = quantizer
@@ -229,10 +232,7 @@ def _refuse(missing: Iterable[str], info: Any, path: Path) -> None:
 def _by_layer(path: Path, name: str, count: int) -> tuple[list[Path], dict[int | None, list[tuple[Path, str]]]]:
     """The weight files of a folder, and what is in them: (file, key) by the number of the layer, None for all that
     belongs to none of the first `count`. name: of the list of layers, in the model."""
-    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
-    files = [whole]
-    if not whole.is_file():
-        files = sorted({path / shard for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    files = weight_files(path)
     numbered = re.compile(rf"(?:^|\.){re.escape(name.rpartition('.')[2])}\.(\d+)\.")
     found = defaultdict[int | None, list[tuple[Path, str]]](list)
     for file in files:

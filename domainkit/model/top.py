@@ -14,6 +14,7 @@ from torch.nn.functional import layer_norm
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.folder import quiet
+from domainkit.model.packed import values
 from domainkit.model.split import top as split_top
 from domainkit.nets.balance import Balance
 from domainkit.nets.steer import Steer
@@ -48,14 +49,13 @@ class Top(nn.Module):
         both_ways: every token sees all of its sequence, the later tokens too.
         """
         causal: Any = self.model.get_base_model()
-        weight = self.output_weight
-        width = weight.shape[1]
+        device, width = causal.device, int(causal.config.hidden_size)
         if self.steer is not None:
-            self.steer.marked = batch.holding(self.added).to(weight.device) if self._touched else None
+            self.steer.marked = batch.holding(self.added).to(device) if self._touched else None
         out = causal.base_model(
-            inputs_embeds=batch.hidden[..., -width:].to(weight.device, causal.dtype),
-            position_ids=batch.position_ids.to(weight.device),
-            attention_mask=batch.together().to(weight.device, causal.dtype) if both_ways else None,
+            inputs_embeds=batch.hidden[..., -width:].to(device, causal.dtype),
+            position_ids=batch.position_ids.to(device),
+            attention_mask=batch.together().to(device, causal.dtype) if both_ways else None,
             use_cache=False,
         )
         return out.last_hidden_state.flatten(0, 1)
@@ -63,8 +63,8 @@ class Top(nn.Module):
     def below(self, batch: Batch) -> Tensor:
         """The trunk's depths and its output, of the flattened rows, each brought to mean 0 and variance 1 of a token:
         (rows * tokens, (depths + 1) * width)."""
-        weight = self.output_weight
-        return _normed(batch.hidden.flatten(0, 1).to(weight.device, weight.dtype), weight.shape[1])
+        causal: Any = self.model.get_base_model()
+        return _normed(batch.hidden.flatten(0, 1).to(causal.device, causal.dtype), int(causal.config.hidden_size))
 
     def depths(self, batch: Batch) -> Tensor:
         """What is `below`, and the adapted states beside it, which look both ways here: (rows * tokens,
@@ -99,15 +99,15 @@ class Top(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """Weight of the frozen language-model head: (vocabulary, width)."""
+        """Weight of the frozen language-model head: (vocabulary, width); of a packed base a copy."""
         causal: Any = self.model.get_base_model()
-        return causal.get_output_embeddings().weight
+        return values(causal.get_output_embeddings()).to(causal.dtype)
 
     @property
     def input_weight(self) -> Tensor:
-        """Weight of the input embedding: (vocabulary, width)."""
+        """Weight of the input embedding: (vocabulary, width); of a packed base a copy."""
         causal: Any = self.model.get_base_model()
-        return causal.get_input_embeddings().weight
+        return values(causal.get_input_embeddings()).to(causal.dtype)
 
     @property
     def own_weight(self) -> Tensor:

@@ -203,7 +203,7 @@ def choose_dtype(base: Base, layers: int, sequences: Sequence[Tokens]) -> tuple[
 
 def _loss(base: Base, model: PreTrainedModel, sample: Sequence[Tokens], values: Sequence[np.ndarray]) -> float:
     """Mean negative log-likelihood, nats per token, of the base on stored activations."""
-    weight = base.head.weight
+    weight = base.output_rows.to(base.model.dtype)
     total, count = 0.0, 0
     for s, hidden in zip(sample, values, strict=True):
         embeds = torch.from_numpy(hidden)[None].to(base.model.device, base.model.dtype)

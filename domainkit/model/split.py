@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from domainkit.model.base import Base
-from domainkit.model.streamed import held, is_streamed
+from domainkit.model.streamed import fetch, held, is_streamed
 from domainkit.types import UserError
 
 BLOCK = 8192  # tokens of a long text that a layer's feed-forward part takes at a time
@@ -136,6 +136,7 @@ def top(base: Base, layers: int) -> PreTrainedModel:
         kept = base.depth - base.streamed
         raise UserError(f"{layers} layers were to learn, but only the last {kept} are in memory",
                         where="training.layers", instead=f"load_base(…, keep={layers})")  # fmt: skip
+    fetch(base.layers()[last:])
     parts = [Skip() if i < last else _by_blocks(copy.deepcopy(layer)) for i, layer in enumerate(base.layers())]
     model: Any = _view(base.model)
     setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, parts))

@@ -71,6 +71,32 @@ class Streamed:
         self._users = users
 
 
+class Waiting:
+    """Layers that are in no memory until one of them is run, or `fetch`ed: then all of them are read, to stay."""
+
+    def __init__(self, layers: Sequence[nn.Module], read: Callable[[], None]) -> None:
+        self._layers, self._read = layers, read
+        self._hooks = [layer.register_forward_pre_hook(lambda module, given: self.read()) for layer in layers]
+        for layer in layers:
+            vars(layer)["waiting"] = self
+
+    def read(self) -> None:
+        if not self._hooks:  # a view of a layer may still know of them
+            return
+        self._read()
+        for layer in self._layers:
+            del vars(layer)["waiting"]
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def fetch(layers: Iterable[nn.Module]) -> None:
+    """Read those of the layers now that wait to be run."""
+    for layer in layers:
+        if "waiting" in vars(layer):
+            vars(layer)["waiting"].read()
+
+
 def is_streamed(layer: nn.Module) -> bool:
     """Whether a layer's weights are on disk."""
     return "streamed" in vars(layer)
@@ -136,10 +162,11 @@ class Skeleton:
         """Whether it leaves enough of the memory that is free now."""
         return self.bytes <= SHARE * self.free
 
-    def stream(self, layers: nn.ModuleList, keep: int) -> None:
+    def stream(self, layers: nn.ModuleList, keep: int, *, stay: bool = False) -> None:
         """Load it but for the layers below the last `keep`, and make these read their own weights.
 
-        layers: the decoder's. Raises UserError for weights that are missing, damaged or of another shape.
+        layers: the decoder's. stay: once read, weights stay; the first layer that is run reads those of all. Raises
+        UserError for weights that are missing, damaged or of another shape.
         """
         names = {module: name for name, module in self.model.named_modules()}
         files, own = _by_layer(self.path, names[layers], len(layers))
@@ -149,14 +176,19 @@ class Skeleton:
             info = self._load(own[None])
             self.model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         self.model.requires_grad_(False)
-        for number, layer in enumerate(layers):
-            read = partial(self._read, layer, f"{names[layer]}.", own[number])
-            if number < len(layers) - keep:
+        below = max(0, len(layers) - keep)
+        lower, prefixes = list(layers)[:below], [f"{names[layer]}." for layer in layers]
+        reads = [partial(self._read, layer, prefixes[i], own[i]) for i, layer in enumerate(layers)]
+        for read in reads[below:]:
+            read()
+        if stay:
+            every = [one for i in range(below) for one in own[i]]
+            Waiting(lower, partial(self._read, layers, tuple(prefixes[:below]), every))
+        else:
+            for layer, read in zip(lower, reads, strict=False):
                 Streamed(layer, read)
-            else:
-                read()
 
-    def _read(self, layer: nn.Module, prefix: str, wanted: Sequence[tuple[Path, str]]) -> None:
+    def _read(self, layer: nn.Module, prefix: str | tuple[str, ...], wanted: Sequence[tuple[Path, str]]) -> None:
         with loading(self.path):
             info = self._load(wanted)
         _refuse({name for name in info.missing_keys if name.startswith(prefix)}, info, self.path)

@@ -16,7 +16,7 @@ import torch
 
 from domainkit.kinds import ANNOTATING, Outcome, Prepared, Reader
 from domainkit.model.base import Base
-from domainkit.model.streamed import fetch
+from domainkit.model.ondisk import fetch
 from domainkit.report import Curve, Report, Table
 from domainkit.spec import Domain, Task
 from domainkit.types import Example

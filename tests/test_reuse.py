@@ -16,7 +16,7 @@ from domainkit import recipes
 from domainkit.assets import cache_dir
 from domainkit.kinds import lm
 from domainkit.model import derived, lexicon, trunk
-from domainkit.model.streamed import Waiting
+from domainkit.model.ondisk import Waiting
 from domainkit.nets.translate import Translator
 from domainkit.nets.words import Words
 from domainkit.prepare import prepare

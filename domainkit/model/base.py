@@ -22,7 +22,8 @@ from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
 from domainkit.model.folder import fingerprint, first_line, inspect, loading, quiet, read_tokenizer
-from domainkit.model.streamed import Skeleton, is_streamed
+from domainkit.model.ondisk import is_streamed
+from domainkit.model.streamed import Skeleton
 from domainkit.progress import say
 from domainkit.types import UserError
 

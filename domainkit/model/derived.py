@@ -101,7 +101,7 @@ def _rest(value: Any, parts: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {"table": [[_rest(key, parts), _rest(one, parts)] for key, one in value.items()]}
     if is_dataclass(value):
-        cls = type(value)
+        cls: Any = type(value)
         return {f"{cls.__module__}:{cls.__name__}": [_rest(getattr(value, f.name), parts) for f in fields(cls)]}
     raise TypeError(f"a {type(value).__name__} cannot be kept")
 

@@ -18,9 +18,10 @@ from torch import nn
 
 from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
+from domainkit.model.ondisk import held
 from domainkit.model.rows import Rows, distil, extend, second_moment, windows
 from domainkit.model.split import Trunk, check_split, top
-from domainkit.model.streamed import Skeleton, held
+from domainkit.model.streamed import Skeleton
 from domainkit.model.vocab import choose, inject
 from domainkit.types import UserError
 from tests.model.test_rows import TEXTS, write_glossary

@@ -27,11 +27,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from domainkit.files import write_atomic
+from domainkit.files import sweep, write_atomic
 from domainkit.progress import say
 from domainkit.versions import code, versions
 
 ROOM = 2_000_000_000  # bytes of all values below one root; beyond it those go that nobody asked for longest
+STALE = 3600.0  # seconds after which what is still being written is taken for a killed process's
 REST = "rest"  # name of the JSON, among tensors that are called by numbers
 
 T = TypeVar("T")
@@ -134,6 +135,7 @@ def _sha256(parts: Mapping[str, Tensor]) -> str:
 
 def _make_room(newest: Path) -> None:
     """Delete what nobody asked for longest, never the newest, until all values beside it fit into ROOM."""
+    sweep(newest.parent, older=STALE)
     found = []
     for path in newest.parent.glob("*.safetensors"):
         with suppress(FileNotFoundError):  # another process is making room as well

@@ -81,6 +81,9 @@ def test_what_nobody_asked_for_longest_makes_room(tmp_path: Path, monkeypatch: p
         os.utime(file, (age, age))
     derive(tmp_path, "a", 0, never)  # asked for again
     monkeypatch.setattr(derived, "ROOM", 2.5 * file.stat().st_size)
+    left = tmp_path / ".e-0.safetensors.1.new"  # by a killed process
+    left.touch()
+    os.utime(left, (0, 0))
     derive(tmp_path, "d", 0, lambda: values["d"])
     assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "d"}
     monkeypatch.setattr(derived, "ROOM", 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from domainkit.evaluate import versions
+from domainkit.versions import versions
 from domainkit.files import write_text
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,6 +34,7 @@ from memory import alone
 from sides import HERE, OURS, SIDES, Side, environment, first_error, install, lines, missing, versions
 
 from domainkit.assets import ROOT, cache_dir
+from domainkit.model.store import Store
 
 BASE, LAYERS, RANK, ALPHA = "smollm2-135m", 2, 16, 32
 SAME = 2e-3  # relative: no further above another, a held-out loss is the same; every side shuffles in its own way
@@ -179,7 +180,9 @@ def ours(settings: Sequence[str], digests: Iterable[str], folder: Path) -> Itera
         own.mkdir()
         command = [*OURS.command, *(word for text in (*settings, *more) for word in ("--set", text))]
         yield {**run(OURS, own, command, DOMAINKIT_CACHE=str(cache), PYTHONPATH=str(ROOT)), "side": name}
-    stored = {digest for index in cache.glob("activations/*/*.json") for digest in json.loads(index.read_text())}
+    manifests = [json.loads(file.read_text()) for file in cache.glob("activations/*/manifest.json")]
+    stores = [Store.open(cache / "activations", manifest["of"]) for manifest in manifests]
+    stored = {digest for store in stores if store for digest in store.places}
     assert stored.issuperset(digests), "domainkit must train on the sequences that the others train on"
 
 

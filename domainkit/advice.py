@@ -88,9 +88,12 @@ def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
     else:
         yield (f"batch_tokens: {training.batch_tokens:,} do not fit: --set batch_tokens={advice.batch_tokens} "
                f"--set accumulation={advice.accumulation}")  # fmt: skip
-    threads = max(1, machine.cores // max(1, advice.workers))
-    yield (f"workers: {advice.workers} for the trunk, {_gb(estimate.trunk)} and {threads} of {machine.cores} cores each"
-           if advice.workers else "workers: not one for the trunk fits")  # fmt: skip
+    if not advice.workers:
+        yield "workers: not one for the trunk fits"
+        return
+    asked = f" (--workers {advice.workers})" if advice.workers > 1 else ""
+    cores = f"{max(1, machine.cores // advice.workers)} of {machine.cores} cores each"
+    yield f"workers: {advice.workers} for the trunk{asked}, {_gb(estimate.trunk)} and {cores}"
 
 
 def shown(estimate: Estimate, machine: Machine) -> Group:

@@ -63,6 +63,12 @@ Settings = Annotated[
 MovedBase = Annotated[
     str | None, typer.Option("--base", metavar="B", help="Where the run's base lies now, if it has moved.")
 ]
+Processes = Annotated[
+    int, typer.Option("--workers", min=1, metavar="N", help="Worker processes that share the reading.")
+]
+Engine = Annotated[
+    str, typer.Option(metavar="E", help="What workers run on: datatrove, ray, or a JSON file for Slurm.")
+]
 Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model hub. Off unless given.")]
 
 
@@ -76,6 +82,7 @@ Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model
         "domainkit finetune finance --no-glossary --out runs/without",
         "domainkit finetune ./law --base ./my-base-model",
         "domainkit finetune finance --resume",
+        "domainkit finetune finance --workers 2",
     )
 )
 def finetune(
@@ -99,16 +106,19 @@ def finetune(
     ] = False,
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    workers: Processes = 1,
+    engine: Engine = "",
 ) -> None:
     """Adapt a base model to a domain and write its adapter and reports."""
     from domainkit import recipes
+    from domainkit.workers import Workers
 
     shorthand = [f"{key}={value}" for key, value in (("bits", bits), ("layers", layers)) if value is not None]
     shorthand += ['glossary=""'] if no_glossary else []
     request = recipes.Request(
         domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), format=format, limit=limit,
         resume=resume, seed=seed, config=config, overrides=(*shorthand, *(settings or ())), hub=hub,
-        overwrite=overwrite,
+        overwrite=overwrite, workers=Workers(workers, engine),
     )  # fmt: skip
     if dry_run:
         show(recipes.plan(request))
@@ -170,6 +180,7 @@ def show(estimate: Any) -> None:
         "domainkit eval finance",
         "domainkit eval finance --run runs/try --task regulation",
         "domainkit eval finance --data lm=news.jsonl --out reports/news",
+        "domainkit eval medical --data ner=archive.jsonl --out reports/archive --workers 8",
     ),
 )
 def evaluate(
@@ -184,13 +195,16 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     hub: Hub = False,
+    workers: Processes = 1,
+    engine: Engine = "",
 ) -> None:
     """Score a finished run beside its untouched base, one report per task."""
     from domainkit import recipes
+    from domainkit.workers import Workers
 
     folder = recipes.evaluate(
         domain, run=run, base=base, tasks=tuple(task or ()), data=tuple(data or ()), out=out,
-        format=format, limit=limit, hub=hub,
+        format=format, limit=limit, hub=hub, workers=Workers(workers, engine),
     )  # fmt: skip
     if ranks.leads():
         typer.echo(f"report: {folder / 'index.html'}")
@@ -218,19 +232,17 @@ def extract(
         str, typer.Option("--summary", metavar="T", help="Write a summary of each too, as task T does; it takes long.")
     ] = "",
     base: MovedBase = None,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read at the same time.")] = 1,
-    engine: Annotated[
-        str, typer.Option(metavar="E", help="What they run on: datatrove, ray, or a JSON file for Slurm.")
-    ] = "",
+    workers: Processes = 1,
+    engine: Engine = "",
     hub: Hub = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if there is one.")] = False,
 ) -> None:
     """Read documents with a run: entities with their concepts, and relations. Asked again, it goes on."""
     from domainkit import extract
+    from domainkit.workers import Workers
 
-    done = extract.extract(
-        extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite, workers, engine)
-    )
+    asked = extract.Request(run, tuple(files), out, format, summary, base, hub, overwrite, Workers(workers, engine))
+    done = extract.extract(asked)
     typer.echo(f"documents: {done.out}, {done.documents:,} of them")
     done.stop()
 

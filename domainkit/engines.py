@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +21,9 @@ from domainkit import ranks
 from domainkit.learner import Learner, Pieces
 from domainkit.spec import Training
 from domainkit.types import UserError
+
+if not torch.cuda.is_available():  # else DeepSpeed, which accelerate imports wherever it is installed, warns on stdout
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 TORCHRUN = "torchrun --nproc_per_node PROCESSES -m domainkit finetune …"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from domainkit.kinds import ANNOTATING, Outcome, Prepared, Reader
+from domainkit.kinds import ANNOTATING, Answer, Outcome, Portion, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.ondisk import fetch
 from domainkit.report import Curve, Report, Table
@@ -23,11 +23,17 @@ from domainkit.types import Example
 from domainkit.versions import versions
 
 
-def judge(name: str, reader: Reader, prepared: Prepared, *, seed: int) -> Outcome:
-    """Score a task of the reader's on its test sequences, beside the untouched base or other baselines."""
+def ask(name: str, reader: Reader, portion: Portion) -> list[Answer]:
+    """What a task of the reader's finds of some of what it is tested on."""
     reader.top.eval()
     with torch.no_grad():
-        return reader.kinds[name].evaluate(reader, prepared, seed)
+        return reader.kinds[name].answer(reader, portion)
+
+
+def judge(name: str, reader: Reader, prepared: Prepared, answers: Sequence[Answer], *, seed: int) -> Outcome:
+    """Score a task of the reader's by the answers to all that it is tested on."""
+    with torch.no_grad():
+        return reader.kinds[name].score(reader, prepared, answers, seed)
 
 
 def settle(name: str, reader: Reader, prepared: Prepared) -> None:

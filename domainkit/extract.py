@@ -24,6 +24,7 @@ from domainkit.parts import told
 from domainkit.progress import bar
 from domainkit.run import Run, asked, load
 from domainkit.types import Example, UserError
+from domainkit.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Request:
     base: str | None = None  # where the run's base lies now
     hub: bool = False
     overwrite: bool = False
-    workers: int = 1  # processes
-    engine: str = ""  # what they run on, see `parts.write`; "": this process, or datatrove if there are several
+    workers: Workers = ALONE
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def extract(request: Request) -> Extracted:
     part = request.out.with_name(f"{request.out.name}.part")
     if not total:
         Extracted(request.out, 0, files, left_out).stop()
-    if request.engine or request.workers > 1:
+    if request.workers:
         _by_workers(request, inputs)
         return Extracted(request.out, total, files, left_out)
     with _writing(part):
@@ -168,8 +168,7 @@ def _by_workers(request: Request, inputs: tuple[Input, ...]) -> None:
     part = parts.Part(request.out.with_name(f"{request.out.name}.parts").absolute(), request.run.absolute(), inputs,
                       request.summary, request.base, request.hub)  # fmt: skip
     with _writing(part.folder):
-        parts.write(part, request.out, _belongs(request), engine=request.engine or "datatrove",
-                    workers=request.workers, overwrite=request.overwrite)  # fmt: skip
+        parts.write(part, request.out, _belongs(request), request.workers, overwrite=request.overwrite)
 
 
 def _note(part: Path) -> Path:

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from typing import Any
 from domainkit.data.jsonl import line
 from domainkit.documents import Input, chunks
 from domainkit.files import write_atomic, write_text
-from domainkit.progress import bar
 from domainkit.run import Run, load
 from domainkit.types import Example, UserError
+from domainkit.workers import Workers
 
 SIZE = 16  # chunks of a shard: some 500 documents, what a killed worker costs
 DIGITS = 4  # of a relation's score
-ENGINES = ("datatrove", "ray")
 
 
 @dataclass(frozen=True)
@@ -57,44 +55,17 @@ def told(run: Run, chunk: Sequence[Example], summary: str) -> Iterator[str]:
         yield f"{line(replace(example, relations=relations))}\n"
 
 
-def write(part: Part, out: Path, note: dict[str, Any], *, engine: str, workers: int, overwrite: bool) -> None:
-    """All shards, by `workers` on `engine`, then together in `out`; the shards' folder is gone then.
+def write(part: Part, out: Path, note: dict[str, Any], workers: Workers, *, overwrite: bool) -> None:
+    """All shards, by workers, then together in `out`; the shards' folder is gone then.
 
-    engine: "datatrove", "ray", or the JSON file of a Slurm job's options. note: what the output belongs to besides the
-    documents. Asked again after an interruption it does what is left. Raises UserError, unless it may be overwritten,
-    for shards that belong to something else.
+    note: what the output belongs to besides the documents. Asked again after an interruption it does what is left.
+    Raises UserError, unless it may be overwritten, for shards that belong to something else.
     """
-    options = check(engine)
+    workers.check()
     count = _claim(part, note, overwrite=overwrite)
-    from domainkit.shards import Shards
-
-    shards = Shards(part, count, part.folder / "marks")
-    with bar("extract", len(shards.get_incomplete_ranks()), "shards") as advance:
-        if engine == "ray":
-            shards.on_ray(workers, advance)
-        elif options is not None:
-            shards.on_slurm(options, advance)
-        else:
-            shards.run(workers, advance)
+    workers.map(part, count, part.folder / "marks", title="extract")
     write_atomic(out, lambda path: _together([part.path(number) for number in range(count)], path))
     shutil.rmtree(part.folder)
-
-
-def check(engine: str) -> dict[str, Any] | None:
-    """The options of a Slurm job, if that is the engine. Raises UserError for one that is not there."""
-    needed = ["datatrove", "ray"] if engine == "ray" else ["datatrove"]
-    missing = [name for name in needed if not find_spec(name)]
-    if missing:
-        raise UserError(f"{missing[0]} is not installed", where="--engine or --workers",
-                        instead="pip install 'domainkit[workers]', or one process without either")  # fmt: skip
-    if engine in ENGINES:
-        return None
-    with suppress(OSError, ValueError):
-        options = json.loads(Path(engine).read_text(encoding="utf-8"))
-        if isinstance(options, dict):
-            return options
-    raise UserError(f"no engine {engine!r}", where="--engine",
-                    instead=f"one of {list(ENGINES)}, or the JSON file of a Slurm job's options")  # fmt: skip
 
 
 def _claim(part: Part, note: dict[str, Any], *, overwrite: bool) -> int:

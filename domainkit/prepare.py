@@ -30,6 +30,7 @@ from domainkit.progress import bar, say
 from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
 from domainkit.versions import versions
+from domainkit.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     hub: bool = False
     overwrite: bool = False
+    workers: Workers = ALONE  # for the trunk's pass and the evaluation
 
 
 @dataclass(frozen=True)

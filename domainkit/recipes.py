@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,16 +14,16 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from domainkit import ranks
+from domainkit import exam, passes, ranks
 from domainkit.assets import cache_dir
 from domainkit.claim import WORK, alone, finish, is_finished, remember
 from domainkit.engines import engine
 from domainkit.estimate import Data, Estimate, Estimator
-from domainkit.evaluate import glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
+from domainkit.evaluate import ask, glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
 from domainkit.files import digest, write_text
 from domainkit.fit import fit
 from domainkit.joint import trained_tokens
-from domainkit.kinds import Reader
+from domainkit.kinds import Answer, Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
 from domainkit.model.derived import derive
@@ -39,6 +39,7 @@ from domainkit.rehearse import Rehearsal
 from domainkit.report import Report, Table, write_index
 from domainkit.spec import Domain, Training
 from domainkit.types import Example, UserError
+from domainkit.workers import ALONE, Workers
 
 TIMED = 32  # documents that are read once more, without stored activations, to tell how fast that is
 
@@ -55,6 +56,7 @@ def finetune(request: Request) -> Path:
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
     folder = request.out or Path("runs") / domain.name
     by = engine(domain.training).name
+    _check(request.workers)
     ranks.join(deepspeed=by == "deepspeed", fsdp=by == "fsdp")
     finished = ranks.leads() and is_finished(folder, resume=request.resume, overwrite=request.overwrite)
     if ranks.gather(finished)[0]:
@@ -70,7 +72,7 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
         setting = prepare(request, domain)
         if ranks.leads():
             remember(folder, describe(request, setting), resume=request.resume)
-    store = activations(setting)
+    store = activations(setting, request.workers, folder / WORK)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
     ranks.leave()
@@ -82,7 +84,8 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
     record = describe(request, setting)
     bundle.save(folder, top, setting.base, record, bundle.model_card(record, ()), linker=setting.linker)
     shutil.rmtree(folder / "reports", ignore_errors=True)  # an earlier run's are not this one's
-    summaries = publish(setting, reader, folder, folder / "reports", log=log, began=began)
+    answers = answered(setting, reader, folder, request.workers, folder / WORK)
+    summaries = publish(setting, reader, answers, folder, folder / "reports", log=log, began=began)
     write_text(folder / "README.md", bundle.model_card(record, summaries))
     finish(folder)
 
@@ -109,12 +112,14 @@ def plan(request: Request, tokens: int | None = None) -> Estimate:
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),
              data: Sequence[str] = (), format: str = "", out: Path | None = None, limit: int | None = None,
-             hub: bool = False) -> Path:  # fmt: skip
+             hub: bool = False, workers: Workers = ALONE) -> Path:  # fmt: skip
     """Score a finished run on held-out data, or on all of `data` (`format`: of its files, if their names do not say).
 
-    Returns the folder of the reports. torchrun's processes share the trunk's pass; the first one scores.
+    Returns the folder of the reports. torchrun's processes share the trunk's pass, and the first one does the rest;
+    workers share the pass and the reading, and this process scores.
     """
     began = time.perf_counter()
+    _check(workers)
     ranks.join()
     loaded = Domain.load(domain)
     folder = run or Path("runs") / loaded.name
@@ -128,14 +133,18 @@ def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, t
     )  # fmt: skip
     with ranks.in_turn():
         setting = prepare(request, loaded, folder)
-    store = activations(setting)
     target = out or folder / "reports"
-    ranks.leave()
-    if not ranks.leads():
-        return target
-    top = fresh_top(setting, record.seed)
-    bundle.restore(folder, top)
-    publish(setting, reading(setting, top, store), folder, target, log=(), began=began)
+    work = target / WORK
+    with alone(work) if workers else nullcontext():
+        store = activations(setting, workers, work)
+        ranks.leave()
+        if not ranks.leads():
+            return target
+        top = fresh_top(setting, record.seed)
+        bundle.restore(folder, top)
+        reader = reading(setting, top, store)
+        publish(setting, reader, answered(setting, reader, folder, workers, work), folder, target, log=(), began=began)
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
@@ -148,20 +157,26 @@ def export(run: Path, target: Path, *, base: str | None = None, bits: int = 32, 
     return target
 
 
-def activations(setting: Setting) -> Store:
-    """Run the trunk over everything the tasks need and the store lacks; torchrun's processes share the work."""
+def activations(setting: Setting, workers: Workers = ALONE, work: Path = Path()) -> Store:
+    """Run the trunk over everything the tasks need and the store lacks; workers or torchrun's processes share it.
+
+    work: the folder where workers find what is to be done.
+    """
     training, root = setting.domain.training, cache_dir() / "activations"
     sequences = [s for p in setting.prepared.values() for s in p.sequences]
     with ranks.in_turn():
         store = trunk.open_store(setting.base, training.layers, sequences, root, dtype=training.activations,
                                  depths=training.depths)  # fmt: skip
     say(f"activations: {store.bytes_for(1):,} bytes per token, {store.dtype} ({store.why})")
-    missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
-    with bar("trunk", sum(missing.values()) // ranks.count()) as advance:
-        store = trunk.run(
-            setting.base, training.layers, sequences, root, disk_gb=training.disk_gb, dtype=training.activations,
-            depths=training.depths, share=(ranks.rank(), ranks.count()), progress=advance,
-        )  # fmt: skip
+    if workers:
+        store = passes.run(setting.base, training, sequences, root, workers, work)
+    else:
+        missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
+        with bar("trunk", sum(missing.values()) // ranks.count()) as advance:
+            store = trunk.run(
+                setting.base, training.layers, sequences, root, disk_gb=training.disk_gb, dtype=training.activations,
+                depths=training.depths, share=(ranks.rank(), ranks.count()), progress=advance,
+            )  # fmt: skip
     if not all(s.digest in store for s in sequences):
         raise UserError("the activations that other processes have written are not here", where=store.folder,
                         instead="DOMAINKIT_CACHE on a disk that all machines share")  # fmt: skip
@@ -227,10 +242,23 @@ def train(setting: Setting, top: Top, store: Store, work: Path, request: Request
     return fitted.log
 
 
-def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
-            log: Sequence[Mapping[str, Any]], began: float) -> list[str]:  # fmt: skip
-    """Score every task on its held-out data and write the reports. Returns their summaries."""
+def answered(setting: Setting, reader: Reader, run: Path, workers: Workers, work: Path) -> dict[str, list[Answer]]:
+    """What every task finds of all that it is tested on; by workers, which load the run, or with `reader`.
+
+    work: the folder where workers find what is to be done.
+    """
     say("evaluating on held-out data …")
+    if workers:
+        return exam.answers(setting.prepared, run, setting.base.path, cache_dir() / "activations", workers, work)
+    return {
+        name: [one for portion in prepared.portions() for one in ask(name, reader, portion)]
+        for name, prepared in setting.prepared.items()
+    }
+
+
+def publish(setting: Setting, reader: Reader, answers: Mapping[str, Sequence[Answer]], run: Path, target: Path, *,
+            log: Sequence[Mapping[str, Any]], began: float) -> list[str]:  # fmt: skip
+    """Score every task's answers and write the reports. Returns their summaries."""
     record = bundle.read(run)
     seed = record.seed
     earlier = _reports_of(setting.domain, run, target)
@@ -238,7 +266,7 @@ def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
     timed: dict[tuple[Example, ...], tuple[Table, ...]] = {}  # tasks that are tested on the same documents share it
     shared = glossary_tables(record.glossary)
     for name, prepared in setting.prepared.items():
-        outcome = judge(name, reader, prepared, seed=seed)
+        outcome = judge(name, reader, prepared, answers[name], seed=seed)
         texts = () if name in reader.of_kind("summary") else tuple(Example(e.text) for e in prepared.gold[:TIMED])
         if texts not in timed:
             timed[texts] = speed(reading(setting, reader.top, None), texts)
@@ -258,6 +286,15 @@ def publish(setting: Setting, reader: Reader, run: Path, target: Path, *,
     together = earlier | reports
     write_index([together[task.name] for task in setting.domain.tasks if task.name in together], target)
     return [r.summary for r in reports.values()]
+
+
+def _check(workers: Workers) -> None:
+    """Raises UserError for workers that cannot be had, before anything is done."""
+    if workers and ranks.launched():
+        raise UserError("torchrun's processes share the work already", where="--workers or --engine",
+                        instead="either of the two")  # fmt: skip
+    if workers:
+        workers.check()
 
 
 def _reports_of(domain: Domain, run: Path, target: Path) -> dict[str, Report]:

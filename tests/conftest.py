@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -57,3 +58,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes, which take seconds to begin: shard after shard in this one."""
+
+    def run(self: Any, workers: int, advance: Any) -> None:
+        for number in self.get_incomplete_ranks():
+            self._run_for_rank(number, 1)
+
+    monkeypatch.setattr("domainkit.shards.Shards.run", run)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from domainkit import cli
 from domainkit.types import UserError
+from domainkit.workers import ALONE, Workers
 
 COMMANDS = (
     [], ["finetune"], ["plan"], ["eval"], ["extract"], ["export"],
@@ -40,6 +41,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     hub: bool = False
     overwrite: bool = False
+    workers: Workers = ALONE
 
 
 @dataclass
@@ -132,12 +134,13 @@ def test_finetune_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes:
     line = (
         "finetune ./law --base b --out r --task lm --task triage --data a.txt --data triage=b.jsonl --format brat"
         " --bits 8 --layers 3 --limit 9 --seed 5 --config c.toml --set epochs=2 --set rank=4"
-        " --hub --overwrite --resume"
+        " --hub --overwrite --resume --workers 4 --engine ray"
     )
     assert run(monkeypatch, *line.split()) == 0
     wanted = Request(
         "./law", "b", Path("r"), ("lm", "triage"), ("a.txt", "triage=b.jsonl"), "brat", 9, True, 5,
         Path("c.toml"), ("bits=8", "layers=3", "epochs=2", "rank=4"), True, True,
+        Workers(4, "ray"),
     )  # fmt: skip
     assert recipes.asked == [wanted]
 
@@ -177,11 +180,11 @@ def test_plan_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes: Rec
 def test_eval_passes_everything_on(
     monkeypatch: pytest.MonkeyPatch, recipes: Recipes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "eval finance --run r --base b --task lm --data x.txt --format text --out o --limit 3 --hub"
+    line = "eval finance --run r --base b --task lm --data x.txt --format text --out o --limit 3 --hub --workers 2"
     assert run(monkeypatch, *line.split()) == 0
     wanted = {
         "run": Path("r"), "base": "b", "tasks": ("lm",), "data": ("x.txt",), "format": "text",
-        "out": Path("o"), "limit": 3, "hub": True,
+        "out": Path("o"), "limit": 3, "hub": True, "workers": Workers(2),
     }  # fmt: skip
     assert recipes.asked == [("finance", wanted)]
     assert capsys.readouterr().out == "report: runs/finance/reports/index.html\n"
@@ -342,7 +345,7 @@ def test_the_stand_ins_are_like_the_real_things() -> None:
     assert {f.name for f in fields(recipes.Request)} == {f.name for f in fields(Request)}
     assert {f.name for f in fields(bases.Entry)} == {f.name for f in fields(Entry)}
     assert callable(recipes.plan) and callable(recipes.finetune)
-    assert {"domain", "run", "base", "tasks", "data", "format", "out", "limit", "hub"} == set(
+    assert {"domain", "run", "base", "tasks", "data", "format", "out", "limit", "hub", "workers"} == set(
         signature(recipes.evaluate).parameters
     )
     assert {"run", "target", "base", "bits", "hub"} == set(signature(recipes.export).parameters)

@@ -26,6 +26,7 @@ from domainkit.extract import Request, extract
 from domainkit.kinds import CHUNK
 from domainkit.parts import SIZE, _Ahead
 from domainkit.types import Example, UserError
+from domainkit.workers import Workers
 from tests.clinic import Clinic, make_clinic, note
 from tests.stubbed import KILL, Stub, Stubbed
 from tests.test_recipes import domainkit as command
@@ -52,17 +53,6 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(story.parts, "Part", Stubbed)
     monkeypatch.setattr(story, "load", lambda *_, **__: Stub(tmp_path / "alone" / "parts"))
     (tmp_path / "alone").mkdir()
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker processes, which take seconds to begin: shard after shard in this one."""
-
-    def run(self: Any, workers: int, advance: Any) -> None:
-        for number in self.get_incomplete_ranks():
-            self._run_for_rank(number, 1)
-
-    monkeypatch.setattr("domainkit.shards.Shards.run", run)
 
 
 def documents(folder: Path, count: int, kill: int | None = None) -> Path:
@@ -92,7 +82,7 @@ def test_a_killed_workers_shards_are_done_again(clinic: Clinic, tmp_path: Path) 
     request = Request(clinic.run, (documents(tmp_path, 20_000, kill=11_111),), tmp_path / "whole.jsonl")
     (tmp_path / "alone" / "killed").touch()
     extract(request)
-    done = extract(replace(request, out=tmp_path / "out.jsonl", workers=2))
+    done = extract(replace(request, out=tmp_path / "out.jsonl", workers=Workers(2)))
     assert (tmp_path / "killed").exists() and done.documents == 20_000
     assert ids(tmp_path / "out.jsonl") == [f"n{i}" for i in range(20_000)]
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -103,7 +93,7 @@ def test_a_killed_workers_shards_are_done_again(clinic: Clinic, tmp_path: Path) 
 @pytest.mark.slow
 def test_all_killed_and_asked_again(clinic: Clinic, tmp_path: Path) -> None:
     """The whole run is killed, its workers too; asked again it does what is left."""
-    request = Request(clinic.run, (documents(tmp_path, 20_000),), tmp_path / "out.jsonl", workers=2)
+    request = Request(clinic.run, (documents(tmp_path, 20_000),), tmp_path / "out.jsonl", workers=Workers(2))
     code = (
         "import sys; from pathlib import Path\n"
         "from domainkit import extract\n"
@@ -111,7 +101,7 @@ def test_all_killed_and_asked_again(clinic: Clinic, tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    extract.parts.Part = Stubbed\n"
         "    run, notes, out = map(Path, sys.argv[1:])\n"
-        "    extract.extract(extract.Request(run, (notes,), out, workers=2))\n"
+        "    extract.extract(extract.Request(run, (notes,), out, workers=extract.Workers(2)))\n"
     )
     (tmp_path / "go.py").write_text(code)
     begun = [sys.executable, str(tmp_path / "go.py"), str(clinic.run), str(request.inputs[0]), str(request.out)]
@@ -136,7 +126,7 @@ def test_all_killed_and_asked_again(clinic: Clinic, tmp_path: Path) -> None:
 def test_what_was_begun_with_something_else_is_refused(
     clinic: Clinic, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = Request(clinic.run, (documents(tmp_path, 2 * SHARD),), tmp_path / "out.jsonl", workers=2)
+    request = Request(clinic.run, (documents(tmp_path, 2 * SHARD),), tmp_path / "out.jsonl", workers=Workers(2))
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -155,7 +145,7 @@ def test_what_was_begun_with_something_else_is_refused(
 
 @pytest.mark.usefixtures("stub")
 def test_workers_that_always_die_are_no_endless_loop(clinic: Clinic, tmp_path: Path) -> None:
-    request = Request(clinic.run, (documents(tmp_path, 9),), tmp_path / "out.jsonl", workers=2)
+    request = Request(clinic.run, (documents(tmp_path, 9),), tmp_path / "out.jsonl", workers=Workers(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story.parts, "Part", Deadly)
         with pytest.raises(UserError, match="killed before they completed a shard"):
@@ -176,13 +166,13 @@ class Deadly(Stubbed):
 )
 def test_an_engine_that_nobody_knows_is_refused(engine: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        parts.check(engine)
+        Workers(2, engine).check()
 
 
 def test_what_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    monkeypatch.setattr("domainkit.workers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"datatrove is not installed.*domainkit\[workers\]"):
-        parts.check("datatrove")
+        Workers(2).check()
 
 
 def test_a_process_goes_along_and_can_go_back(tmp_path: Path) -> None:
@@ -221,7 +211,9 @@ def test_a_slurm_job(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     options = tmp_path / "slurm.json"
     options.write_text(json.dumps({"partition": "cpu", "time": "1:00:00", "tasks_per_job": 2, "env_command": "true"}))
-    request = Request(clinic.run, (documents(tmp_path, 3 * SHARD + 1),), tmp_path / "out.jsonl", engine=str(options))
+    request = Request(
+        clinic.run, (documents(tmp_path, 3 * SHARD + 1),), tmp_path / "out.jsonl", workers=Workers(engine=str(options))
+    )
     extract(request)
     assert ids(request.out) == [f"n{i}" for i in range(3 * SHARD + 1)]
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\necho Submitted batch job 8\n")
@@ -235,5 +227,5 @@ def test_a_slurm_job(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("stub")
 def test_ray(clinic: Clinic, tmp_path: Path) -> None:
     request = Request(clinic.run, (documents(tmp_path, 3 * SHARD + 1),), tmp_path / "out.jsonl")
-    extract(replace(request, engine="ray", workers=2))
+    extract(replace(request, workers=Workers(2, "ray")))
     assert ids(request.out) == [f"n{i}" for i in range(3 * SHARD + 1)]

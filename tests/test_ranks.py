@@ -110,6 +110,17 @@ def test_deepspeed_trains_what_one_process_does(alone: Alone, tmp_path: Path, st
     check(alone, tmp_path, ["whole", "crashed"], deepspeed=DEPLOY / f"zero{stage}.json")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed: pip install 'domainkit[deepspeed]'")
+def test_deepspeed_keeps_stdout_clean() -> None:
+    """accelerate imports it in every run, whichever engine trains."""
+    code = "import domainkit.engines; from deepspeed import DeepSpeedEngine; print('{}')"
+    environment = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+                           timeout=300)  # fmt: skip
+    assert ended.returncode == 0 and ended.stdout == "{}\n", ended.stdout + ended.stderr[-3000:]
+
+
 # Whole stories
 
 
@@ -123,7 +134,9 @@ def test_a_run_folder_as_one_process_writes_it(tmp_path: Path, monkeypatch: pyte
     line = desk.line(tmp_path / "two", *(word for setting in settings for word in ("--set", setting)))
     ended = torchrun("-m", "domainkit", *line)
     assert ended.returncode == 0, ended.stderr[-6000:]
-    assert ended.stdout.count("adapter: ") == 1 and ended.stderr.count("evaluating on held-out data") == 1
+    reports = tmp_path / "two" / "reports"
+    assert ended.stdout == f"adapter: {reports.parent}\nreport:  {reports / 'index.html'}\n"
+    assert ended.stderr.count("evaluating on held-out data") == 1
     caches = [snapshot(tmp_path / name / "activations") for name in ("cache", "cache of two")]
     assert caches[0] == caches[1] and caches[0]
     one, two = bundle.read(desk.run), bundle.read(tmp_path / "two")

@@ -10,7 +10,7 @@ from typing import Any
 
 from domainkit.data.faults import Faults
 from domainkit.data.lines import read_lines
-from domainkit.data.row import Row, type_name
+from domainkit.data.row import Row, example, type_name
 from domainkit.files import write_atomic
 from domainkit.types import Example
 
@@ -72,3 +72,8 @@ def line(example: Example) -> str:
             for r in example.relations
         ]
     return json.dumps(fields, ensure_ascii=False)
+
+
+def parse(line: str) -> Example:
+    """The example of which `line` has made this, equal to what it was."""
+    return example(Row(0, json.loads(line)))

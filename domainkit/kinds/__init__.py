@@ -5,14 +5,15 @@ A kind turns examples into token sequences, says what is learned from their stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
+from domainkit.data.jsonl import line, parse
 from domainkit.data.mix import split
 from domainkit.fill import fill
 from domainkit.glossary import Glossary
@@ -88,6 +89,24 @@ class Prepared:
         """All that need activations."""
         return (*self.train, *self.check, *self.test, *self.plain)
 
+    def portions(self) -> Iterator[Portion]:
+        """What it is tested on, some at a time; only the data decide how much."""
+        for first in range(0, len(self.gold or self.test), TOGETHER):
+            some = slice(first, first + TOGETHER)
+            yield (
+                Portion(first, self.gold[some]) if self.gold else Portion(first, (), self.test[some], self.plain[some])
+            )
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some of what a task is tested on: documents, or token sequences where it has none."""
+
+    first: int  # number of the first one, among all
+    documents: tuple[Example, ...] = ()  # as they are annotated
+    sequences: tuple[Tokens, ...] = ()
+    plain: tuple[Tokens, ...] = ()  # see `Prepared.plain`
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -102,11 +121,14 @@ class Outcome:
 
 
 CHUNK = 32  # documents that are passed from task to task together
+TOGETHER = 128  # documents, or sequences, that are tested together
 ANNOTATING = ("ner", "relation", "summary")  # kinds that annotate documents; each builds on those before it
 
 BOTH_WAYS = 8192  # tokens of a sequence at most whose tokens see each other both ways: attention is dense there
 
 Batched = Callable[[Sequence[Tokens]], Iterable[Batch]]  # token sequences → batches with their activations
+Answer = Any  # what is found of one document, or sequence, that is tested; JSON keeps it as it is
+T = TypeVar("T")
 
 
 class Kind(Protocol):
@@ -130,8 +152,11 @@ class Kind(Protocol):
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> Sequence[object]:
         """One answer per sequence of the batch, in the batch's order."""
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
-        """Score the adapted top beside the untouched base or another baseline, on test sequences."""
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """What is found, one answer for each that is tested: all that has to be computed by the model."""
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
+        """Score the answers to all that is tested, beside the untouched base's or those of another baseline."""
 
 
 class Annotator(Kind, Protocol):
@@ -160,6 +185,13 @@ class Reader:
         self.top.use(self.adapters.get(task, DEFAULT))
         return self.top
 
+    def each(self, sequences: Sequence[Tokens], answer: Callable[[Batch], Sequence[T]]) -> list[T]:
+        """What `answer` says of each sequence, in their order; it is asked batch by batch."""
+        found = dict[int, T]()
+        for batch in self.batched(sequences):
+            found |= {id(s): one for (_, s), one in zip(batch.placed, answer(batch), strict=True)}
+        return [found[id(s)] for s in sequences]
+
     def annotate(self, examples: Sequence[Example], *, until: str = "", tasks: Collection[str] = ()) -> list[Example]:
         """The documents with all that the tasks find: spans and their concepts, then relations, then a summary.
 
@@ -183,6 +215,16 @@ class Reader:
     def of_kind(self, kind: str) -> list[str]:
         """The names of the tasks of a kind."""
         return [name for name, its in self.kinds.items() if type(its).__module__.endswith(f".{kind}")]
+
+
+def kept(**made: Sequence[Example]) -> list[Answer]:
+    """An answer for each document: what was made of it, under several names."""
+    return [dict(zip(made, map(line, each), strict=True)) for each in zip(*made.values(), strict=True)]
+
+
+def made(answers: Iterable[Answer], name: str) -> list[Example]:
+    """The documents that `kept` has under a name; those that have none are left out."""
+    return [parse(answer[name]) for answer in answers if name in answer]
 
 
 def load_kind(task: Task) -> Kind:

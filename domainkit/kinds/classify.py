@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -93,13 +93,16 @@ class Kind:
     def terms(self, sequences: Iterable[Tokens]) -> int:
         return sum(1 for _ in sequences)
 
+    def _head(self, top: Top) -> WideDeepClassifier:
+        return cast(WideDeepClassifier, top.heads[self.name])
+
     def _logprobs(self, top: Top, batch: Batch) -> Tensor:
         texts = [s.ids for _, s in batch.placed]
-        return top.heads[self.name](*batch.states(top.states(batch)), texts)
+        return self._head(top)(*batch.states(top.states(batch)), texts)
 
     @torch.no_grad()
     def settle(self, top: Top, batches: Iterable[Batch], labels: Sequence[str]) -> None:
-        head = cast(WideDeepClassifier, top.heads[self.name])
+        head = self._head(top)
         wide, deep, gold = [], [], []
         for batch in batches:
             parts = head.parts(*batch.states(top.states(batch)), [s.ids for _, s in batch.placed])
@@ -114,17 +117,17 @@ class Kind:
         best = self._logprobs(top, batch).exp().max(-1)
         return [(labels[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
-        top = reader.top_of(self.name)
-        tested: list[Tokens] = []
-        predicted: list[str] = []
-        for batch in reader.batched(prepared.test):
-            tested += [s for _, s in batch.placed]
-            predicted += [label for label, _ in self.predict(top, batch, prepared.labels)]
-        gold = [s.label for s in tested]
-        groups = [s.group for s in tested]
-        head = cast(WideDeepClassifier, top.heads[self.name])
-        words = [prepared.labels[i] for i in head.words([s.ids for s in tested]).argmax(-1).tolist()]
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """The label of each text, and the one that its words alone would give it."""
+        top, labels = reader.top_of(self.name), reader.labels[self.name]
+        told = reader.each(portion.sequences, lambda batch: self.predict(top, batch, labels))
+        words = self._head(top).words([s.ids for s in portion.sequences]).argmax(-1).tolist()
+        return [[label, labels[i]] for (label, _), i in zip(told, words, strict=True)]
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
+        predicted, words = (list(side) for side in zip(*answers, strict=True))
+        gold, groups = [s.label for s in prepared.test], [s.group for s in prepared.test]
+        weight = round(float(self._head(reader.top).weight), 3)
         baseline = {"words-alone": classification(gold, words, groups, seed=seed)}
         baseline |= {
             name: classification([e.label for e in test], guesses, [e.group or e.id for e in test], seed=seed)
@@ -135,7 +138,7 @@ class Kind:
         return Outcome(
             scores, per_label(gold, predicted), baseline,
             f"Macro F1 {scores['macro_f1'].value:.3f} on {len(gold)} held-out texts" + (f" ({told})." if told else "."),
-            (Table("What counts", ("part", "weight"), (("words", 1.0), ("states", round(float(head.weight), 3)))),),
+            (Table("What counts", ("part", "weight"), (("words", 1.0), ("states", weight))),),
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import mixture, split
 from domainkit.data.tokens import sequences
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -128,11 +128,17 @@ class Kind:
         with top.untouched():
             return _surprise(top, batch, top.own_weight)
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
-        top, batched = reader.top_of(self.name), reader.batched
-        ours = [row for batch in batched(prepared.test) for row in _named(batch, self.predict(top, batch, ()))]
-        plain = prepared.plain or prepared.test
-        theirs = [row for batch in batched(plain) for row in _named(batch, self.base(top, batch))]
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """Negative log-likelihood of each sequence, nats: adapted, and by the base."""
+        top = reader.top_of(self.name)
+        ours = reader.each(portion.sequences, lambda batch: self.predict(top, batch, ()))
+        theirs = reader.each(portion.plain or portion.sequences, lambda batch: self.base(top, batch))
+        return [list(pair) for pair in zip(ours, theirs, strict=True)]
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
+        nats = list(zip(*answers, strict=True))
+        ours = list(zip(prepared.test, nats[0], strict=True))
+        theirs = list(zip(prepared.plain or prepared.test, nats[1], strict=True))
         scores, baseline = {}, {}
         rows: list[tuple[str | int | float, ...]] = []
         for name in sorted({s.slice for s, _ in ours}):
@@ -184,10 +190,6 @@ def _surprise(top: Top, batch: Batch, weight: Tensor) -> list[float]:
     logprobs = token_logprobs(states, weight, _targets(batch).to(states.device))
     total = torch.zeros(len(batch.placed), dtype=torch.float64, device=logprobs.device)
     return (-total.index_add(0, owner, logprobs.double())).tolist()
-
-
-def _named(batch: Batch, values: Sequence[float]) -> Iterator[tuple[Tokens, float]]:
-    yield from ((s, value) for (_, s), value in zip(batch.placed, values, strict=True))
 
 
 def _by_document(rows: Iterable[tuple[Tokens, float]]) -> dict[str, float]:

@@ -21,8 +21,7 @@ from domainkit.data.strangers import strangers
 from domainkit.data.tokens import overlapping
 from domainkit.gazetteer import Gazetteer
 from domainkit.graph import ConceptGraph
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
-from domainkit.link import Linker
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader, kept, made
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -33,6 +32,8 @@ from domainkit.report import Table
 from domainkit.spanscore import PerLabel, Scores, link_accuracy, link_scores, span_scores
 from domainkit.types import Example, Span, UserError
 from domainkit.types import Sequence as Tokens
+
+TOLD, WITHOUT, LINKED = "told", "without_names", "gold_linked"  # what an answer holds of a document
 
 
 @dataclass(frozen=True)
@@ -137,41 +138,49 @@ class Kind:
             for e, windows in zip(examples, documents, strict=True)
         ]
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """Each document as it is told; told without the graph's names; with gold's mentions linked."""
+        gold = portion.documents
+        found = {TOLD: self.annotate(reader, gold)}
+        if reader.graph and self.settings.gazetteer:
+            found[WITHOUT] = self._found(reader, gold, None)
+        if reader.linker:
+            found[LINKED] = [reader.linker.link_document(e) for e in gold]
+        return kept(**found)
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
         gold = prepared.gold
-        predicted = self.annotate(reader, gold)
+        predicted, without, linked = (made(answers, name) for name in (TOLD, WITHOUT, LINKED))
         scores, per_label = span_scores(gold, predicted, seed=seed)
         rivals = cast(Mapping[str, Sequence[Example]], prepared.rivals)
         baseline = {name: span_scores(gold, told, seed=seed)[0] for name, told in rivals.items()}
         beside = "".join(f", {name} alone {found['f1'].value:.3f}" for name, found in baseline.items())
         told = f"Strict F1 of entities in {len(gold)} held-out documents: {scores['f1'].value:.3f}{beside}."
-        if reader.linker and any(span.concept for e in gold for span in e.spans):
-            linked, labelled = _link_scores(gold, predicted, reader.linker, seed)
-            scores |= linked
+        if linked and any(span.concept for e in gold for span in e.spans):
+            found, labelled = _link_scores(gold, predicted, linked, seed)
+            scores |= found
             per_label = {label: {**of, **labelled.get(label, {})} for label, of in per_label.items()}
             told += f" Concepts: {scores['link_accuracy'].value:.1%} of the linked gold mentions get the right one."
-        tables = (
-            (self._gazetteer_table(reader, gold, scores, seed),) if reader.graph and self.settings.gazetteer else ()
-        )
+        tables = (_gazetteer_table(scores, span_scores(gold, without, seed=seed)[0]),) if without else ()
         return Outcome(scores, per_label, baseline, told, tables, passages(gold, predicted))
 
-    def _gazetteer_table(self, reader: Reader, gold: Sequence[Example], scores: Scores, seed: int) -> Table:
-        """What the tagger makes of the graph's names: the same one, told nothing. One that learns without does better
-        than that."""
-        without, _ = span_scores(gold, self._found(reader, gold, None), seed=seed)
-        names = ("precision", "recall", "f1")
-        rows: list[tuple[str | int | float, ...]] = [
-            (name, *(round(side[key].value, 4) for key in names))
-            for name, side in (("told", scores), ("told nothing", without))
-        ]
-        return Table("The tagger with and without the graph's names", ("names", *names), tuple(rows))
+
+def _gazetteer_table(scores: Scores, without: Scores) -> Table:
+    """What the tagger makes of the graph's names: the same one, told nothing. One that learns without does better
+    than that."""
+    names = ("precision", "recall", "f1")
+    rows: list[tuple[str | int | float, ...]] = [
+        (name, *(round(side[key].value, 4) for key in names))
+        for name, side in (("told", scores), ("told nothing", without))
+    ]
+    return Table("The tagger with and without the graph's names", ("names", *names), tuple(rows))
 
 
 def _link_scores(
-    gold: Sequence[Example], predicted: Sequence[Example], linker: Linker, seed: int
+    gold: Sequence[Example], predicted: Sequence[Example], linked: Sequence[Example], seed: int
 ) -> tuple[Scores, PerLabel]:
-    """How well concepts are told: of gold mentions, and of predicted ones, end to end."""
-    on_gold, by_label = link_accuracy(gold, [linker.link_document(e) for e in gold], seed=seed)
+    """How well concepts are told: of gold mentions, which are `linked`, and of predicted ones, end to end."""
+    on_gold, by_label = link_accuracy(gold, linked, seed=seed)
     end_to_end, other = link_scores(gold, predicted, seed=seed)
     told = {label: {key: value for key, value in of.items() if key != "support"} for label, of in other.items()}
     return {**on_gold, **end_to_end}, {label: {**of, **told.get(label, {})} for label, of in by_label.items()}

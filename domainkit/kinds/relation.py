@@ -20,7 +20,7 @@ from domainkit.data.signatures import Outside, Signatures, entity_labels, stated
 from domainkit.data.specific import most_specific
 from domainkit.data.tokens import overlapping
 from domainkit.graph import ConceptGraph
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader, kept, made
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top
@@ -31,6 +31,7 @@ from domainkit.spanscore import PerLabel, Scores, relation_scores
 from domainkit.types import Example, Relation, UserError
 from domainkit.types import Sequence as Tokens
 
+GOLD, FOUND, FREE = "gold", "found", "unmasked_"  # what an answer holds of a document
 ENTITY, RELATION = "entity:", "relation:"  # what the two sorts of labels begin with in a run's record
 COMPARED = 100  # documents that are read once more without the mask, when every pair is asked
 COLUMNS = ("precision", "recall", "f1")
@@ -171,7 +172,23 @@ class Kind:
     def _kept(self, told: tuple[Relation, ...], graph: ConceptGraph | None) -> tuple[Relation, ...]:
         return most_specific(told, graph) if graph and self.settings.specific else told
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """Each document with the relations between gold's entities and between those that are found; as long as they
+        are to be compared, also with those that are told without the mask."""
+        gold = portion.documents
+        given = {GOLD: gold, FOUND: reader.annotate(gold, until=self.name)}
+        told = kept(**{name: self._between(reader, e, masked=True) for name, e in given.items()})
+        some = max(0, COMPARED - portion.first)
+        free = kept(**{FREE + name: self._between(reader, e[:some], masked=False) for name, e in given.items()})
+        return [*(one | other for one, other in zip(told, free, strict=False)), *told[len(free) :]]
+
+    def _between(self, reader: Reader, documents: Sequence[Example], *, masked: bool) -> list[Example]:
+        """`_annotated`, if there is anything to relate."""
+        if any(e.spans for e in documents):
+            return self._annotated(reader, documents, masked=masked)
+        return [replace(e, relations=()) for e in documents]
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
         gold, (relations, entities) = prepared.gold, _halves(reader.labels[self.name])
         undirected = () if self.settings.directed else relations
         mask = Signatures(relations, entities, self._head(reader.top).mask.cpu().numpy())
@@ -179,19 +196,16 @@ class Kind:
         def scored(told: Sequence[Example]) -> tuple[Scores, PerLabel]:
             return relation_scores(gold[: len(told)], told, seed=seed, undirected=undirected)
 
-        given = {"gold": list(gold)}  # where the entities come from
-        read = reader.annotate(gold, until=self.name)
-        if any(e.spans for e in read):
-            given["found"] = read
         scores, per_label = dict[str, Score](), dict[str, dict[str, float]]()
         rows = list[tuple[str | int | float, ...]]()
-        for name, documents in given.items():
-            told = self._annotated(reader, documents, masked=True)
+        for name in (GOLD, FOUND):  # where the entities come from
+            told, free = made(answers, name), made(answers, FREE + name)
+            if name == FOUND and not any(e.spans for e in told):
+                continue
             values, by_label = scored(told)
-            scores |= {key if name == "gold" else f"end_to_end_{key}": value for key, value in values.items()}
+            scores |= {key if name == GOLD else f"end_to_end_{key}": value for key, value in values.items()}
             per_label = per_label or by_label
-            free = self._annotated(reader, documents[:COMPARED], masked=False)
-            for state, some in (("on", told[:COMPARED]), ("off", free)):
+            for state, some in (("on", told[: len(free)]), ("off", free)):
                 broken = sum(1 for e in some for _ in mask.outside(e))
                 facts, (values, _) = sum(len(e.relations) for e in some), scored(some)
                 rows.append((name, state, len(some), facts, broken, *(values[key].value for key in COLUMNS)))

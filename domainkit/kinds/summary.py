@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from statistics import mean
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from domainkit.conceptscore import by_document, concept_scores, summary_passages
 from domainkit.constrain import Naming
 from domainkit.data.pubtator import untitled
 from domainkit.graph import ConceptGraph
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
 from domainkit.model.decode import write
@@ -157,11 +158,29 @@ class Kind:
                         strict=True))  # fmt: skip
         return [made.get(i, e) for i, e in enumerate(written)]
 
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
-        gold, naming = prepared.gold, self._naming(reader.graph)
-        told, seconds = self._decodings(reader, gold, naming)
-        perplexity = self._perplexities(reader, prepared, seed)
-        written = tuple(told)
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """Of each document: what is written, in how many seconds, by whom; nats of gold, adapted and by the base."""
+        gold = portion.documents
+        told, seconds = self._decodings(reader, gold, self._naming(reader.graph))
+        top, sequences = reader.top_of(self.name), [self._sequence(e, reader.base, reader.context) for e in gold]
+        nats = []
+        for state in (nullcontext(), top.untouched()):
+            with state:
+                nats.append(reader.each(sequences, lambda batch: self.predict(top, batch, ())))
+        return [
+            {"told": {name: made[i].summary for name, made in told.items()}, "seconds": seconds,
+             "nats": [side[i] for side in nats]}
+            for i in range(len(gold))
+        ]  # fmt: skip
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
+        gold, naming, written = prepared.gold, self._naming(reader.graph), tuple(answers[0]["told"])
+        told = {
+            name: [replace(e, summary=answer["told"][name]) for e, answer in zip(gold, answers, strict=True)]
+            for name in written
+        }
+        seconds = {name: mean(answer["seconds"][name] for answer in answers) for name in written}
+        perplexity = [_perplexity(prepared.test, [answer["nats"][side] for answer in answers], seed) for side in (0, 1)]
         told |= {"lead sentence": _sentences(gold, 0), "last sentence": _sentences(gold, -1)}
         found = {name: _scores(gold, made, naming, seed) for name, made in told.items()}
         table = _table(found, seconds, _scores(gold, gold, naming, seed))
@@ -192,19 +211,6 @@ class Kind:
             timed(BASE, lambda: self._written(reader, gold))
         return told, seconds
 
-    def _perplexities(self, reader: Reader, prepared: Prepared, seed: int) -> list[Score]:
-        """Among how many tokens the next one of a gold summary is drawn, so to say: adapted, and by the base."""
-        top, found = reader.top_of(self.name), []
-        for state in (nullcontext(), top.untouched()):
-            with state:
-                rows = [
-                    (s.group, (nats, sum(s.tags)))
-                    for batch in reader.batched(prepared.test)
-                    for (_, s), nats in zip(batch.placed, self.predict(top, batch, ()), strict=True)
-                ]
-            found.append(bootstrap(by_document(rows), lambda sums: np.exp(sums[:, 0] / sums[:, 1]), seed=seed))
-        return found
-
 
 Rule = Callable[[str], Sequence[int]]
 Decoded = dict[str, list[Example]]
@@ -229,6 +235,12 @@ def _sample(examples: Iterable[Example], count: int) -> list[Example]:
 def _ends(naming: Naming, supported: frozenset[str], text: str) -> list[int]:
     """Where the names end that a text must not have."""
     return [span.end for span in naming.invented(text, supported)]
+
+
+def _perplexity(sequences: Sequence[Tokens], nats: Sequence[float], seed: int) -> Score:
+    """Among how many tokens the next one of a gold summary is drawn, so to say."""
+    rows = [(s.group, (value, sum(s.tags))) for s, value in zip(sequences, nats, strict=True)]
+    return bootstrap(by_document(rows), lambda sums: np.exp(sums[:, 0] / sums[:, 1]), seed=seed)
 
 
 def _sentences(gold: Sequence[Example], number: int) -> list[Example]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from domainkit.data.clean import clean, filter_table
 from domainkit.data.mix import split
 from domainkit.glossary import Glossary, is_chinese
-from domainkit.kinds import Corpus, Outcome, Prepared, Reader
+from domainkit.kinds import Answer, Corpus, Outcome, Portion, Prepared, Reader
 from domainkit.matcher import Matcher
 from domainkit.model.base import Base
 from domainkit.model.batch import Batch
@@ -145,19 +146,36 @@ class Kind:
         return [(labels[i], cosine) for i, cosine in zip(best.tolist(), cosines.tolist(), strict=True)]
 
     @torch.no_grad()
-    def evaluate(self, reader: Reader, prepared: Prepared, seed: int) -> Outcome:
-        top = reader.top_of(self.name)
-        known = dict(zip(prepared.labels, self._head(top).known.tolist(), strict=True))
-        alike = _alike(prepared.labels, {s.label for s in prepared.test} & known.keys())
-        ours, adapted, base = list[Answer](), list[Answer](), list[Answer]()
-        for batch in reader.batched(prepared.test):
-            ours += _judged(self._by_rows(top, batch), batch, known, alike)
-            adapted += _judged(self._by_next_token(top, batch), batch, known, alike)
-            with top.untouched():
-                base += _judged(self._by_next_token(top, batch), batch, known, alike)
-        if not ours:  # the glossary has changed since
+    def answer(self, reader: Reader, portion: Portion) -> list[Answer]:
+        """Whether the right term comes first, among all candidates and among those most alike: by the rows, by the
+        model's next token, and by the base's. Nothing of a term that the run does not know."""
+        top, labels = reader.top_of(self.name), reader.labels[self.name]
+        known = frozenset(labels)
+        asked = [s for s in portion.sequences if s.label in known]
+        alike = _alike(labels, {s.label for s in asked})
+        ours = reader.each(asked, lambda batch: _right(self._by_rows(top, batch), batch, labels, alike))
+
+        def next_token(batch: Batch) -> list[list[bool]]:
+            return _right(self._by_next_token(top, batch), batch, labels, alike)
+
+        adapted = reader.each(asked, next_token)
+        with top.untouched():
+            base = reader.each(asked, next_token)
+        found = zip(ours, adapted, base, strict=True)
+        return [list(next(found)) if s.label in known else [] for s in portion.sequences]
+
+    def score(self, reader: Reader, prepared: Prepared, answers: Sequence[Answer], seed: int) -> Outcome:
+        known = dict(zip(prepared.labels, self._head(reader.top).known.tolist(), strict=True))
+        asked = [(s, answer) for s, answer in zip(prepared.test, answers, strict=True) if answer]
+        if not asked:  # the glossary has changed since
             raise UserError("no term in the text is one that the run knows", where=self.name)
-        scores, rivals = _scores(ours, seed), {"base": _scores(base, seed), "next token": _scores(adapted, seed)}
+
+        def scored(way: int) -> dict[str, Score]:
+            slices = [CONTEXTS if known[s.label] else TERMS for s, _ in asked]
+            judged = [Judged(slice, s.group, tuple(a[way])) for slice, (s, a) in zip(slices, asked, strict=True)]
+            return _scores(judged, seed)
+
+        scores, rivals = scored(0), {"base": scored(2), "next token": scored(1)}
         told = ", ".join(f"{name} {score.value:.1%}" for name, score in scores.items())
         return Outcome(
             scores, {}, rivals, f"Found from the terms' learned rows alone, the right English term comes first: {told}."
@@ -165,7 +183,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Judged:
     """Whether the right term came first, among all candidates and among those most alike."""
 
     slice: str
@@ -236,9 +254,7 @@ def _means(weight: Tensor, forms: Iterable[Sequence[int]]) -> Tensor:
 
 def _alike(labels: Sequence[str], asked: Iterable[str]) -> dict[str, list[int]]:
     """For each term asked, the indices of the CANDIDATES labels spelled most like it, itself among them."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)).fit_transform(labels)
+    vectors = _spelled(tuple(labels))
     index = {label: i for i, label in enumerate(labels)}
     found = {}
     for label in asked:
@@ -248,19 +264,25 @@ def _alike(labels: Sequence[str], asked: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
-def _judged(logits: Tensor, batch: Batch, known: Mapping[str, bool], alike: Mapping[str, list[int]]) -> list[Answer]:
-    """The queries whose term is a candidate of the run; the slice is by what the run really learned."""
-    labels, found = list(known), []
+@lru_cache(maxsize=1)
+def _spelled(labels: tuple[str, ...]) -> Any:
+    """How each label is spelled: a sparse row of its letters' n-grams, of length 1."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)).fit_transform(labels)
+
+
+def _right(logits: Tensor, batch: Batch, labels: Sequence[str], alike: Mapping[str, list[int]]) -> list[list[bool]]:
+    """Whether each query's term has the highest score of all candidates, and of those most like it."""
+    found = []
     for (_, query), row in zip(batch.placed, logits, strict=True):
-        if query.label in known:
-            near = alike[query.label]
-            best = (int(row.argmax()), near[int(row[near].argmax())])
-            right = tuple(labels[i] == query.label for i in best)
-            found.append(Answer(CONTEXTS if known[query.label] else TERMS, query.group, right))
+        near = alike[query.label]
+        best = (int(row.argmax()), near[int(row[near].argmax())])
+        found.append([labels[i] == query.label for i in best])
     return found
 
 
-def _scores(answers: Sequence[Answer], seed: int) -> dict[str, Score]:
+def _scores(answers: Sequence[Judged], seed: int) -> dict[str, Score]:
     """Share of right answers by slice, among all candidates and among those most alike."""
     scores = {}
     for slice in sorted({a.slice for a in answers}):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from domainkit.model.split import Trunk, top
 from domainkit.model.store import Store, make_room
 from domainkit.nets.loss import token_logprobs
 from domainkit.types import Sequence as Tokens
+from domainkit.types import UserError
 
 BATCH = 1024  # padded tokens per forward pass: enough to keep a CPU busy, and texts of one length seldom need padding
 LARGE = 4096  # … on a GPU
@@ -26,6 +27,8 @@ TOLERANCE = 1e-4  # relative loss difference up to which float16 on disk is take
 PROBE = 1024  # tokens the dtype is decided on
 
 Progress = Callable[[int], None]  # called with the number of tokens just done
+Shard = list[list[Tokens]]  # batches
+Block = list[Shard]  # that go through the trunk together
 
 
 def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str = "auto",
@@ -48,27 +51,37 @@ def run(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, dis
         ranks.wait()  # the first one deletes what is damaged
         store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
     else:
-        store = _open_ready(base, layers, sequences, root, disk_gb=disk_gb, dtype=dtype, depths=depths)
+        store = open_ready(base, layers, sequences, root, disk_gb=disk_gb, dtype=dtype, depths=depths)
         if many > 1:
             ranks.wait()
-    shards = [  # dealt before looking at what is missing: that may change meanwhile
-        shard for shard in plan(sequences, trunk.device)[which::many]
-        if any(s.digest not in store for batch in shard for s in batch)
-    ]  # fmt: skip
-    for block in _blocks(trunk, shards):
-        wanted = [[[s for s in batch if s.digest not in store] for batch in shard] for shard in block]
-        passed = forward_all(trunk, [batch for shard in wanted for batch in shard], progress)
-        for shard in wanted:
-            store.put([(s.digest, values) for batch in shard for s, values in zip(batch, next(passed), strict=True)])
+    mine = plan(sequences, trunk.device)[which::many]  # dealt before looking at what is missing: that may change
+    for block in blocks(trunk, lacking(store, mine)):
+        fill(store, trunk, block, progress)
     if many == 1:
         return store
     ranks.wait()
     return open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
 
 
-def _open_ready(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str,
-                depths: Sequence[int]) -> Store:  # fmt: skip
-    """The store of this trunk without what is damaged, and with room for what it lacks."""
+def fill(store: Store, trunk: Trunk, block: Block, progress: Progress = lambda tokens: None) -> None:
+    """Write each shard of a block to the store."""
+    passed = forward_all(trunk, [batch for shard in block for batch in shard], progress)
+    for shard in block:
+        store.put([(s.digest, values) for batch in shard for s, values in zip(batch, next(passed), strict=True)])
+
+
+def lacking(store: Store, shards: Iterable[Shard]) -> list[Shard]:
+    """The shards without the sequences that the store has; those that it has all of are left out."""
+    missing = [[[s for s in batch if s.digest not in store] for batch in shard] for shard in shards]
+    return [shard for shard in missing if any(shard)]
+
+
+def open_ready(base: Base, layers: int, sequences: Sequence[Tokens], root: Path, *, disk_gb: float, dtype: str,
+               depths: Sequence[int]) -> Store:  # fmt: skip
+    """The store of this trunk without what is damaged, and with room for what it lacks.
+
+    Raises UserError when budget or disk are too small.
+    """
     store = open_store(base, layers, sequences, root, dtype=dtype, depths=depths)
     store.verify(s.digest for s in sequences)
     missing = {s.digest: len(s.ids) for s in sequences if s.digest not in store}
@@ -103,12 +116,21 @@ def open_store(base: Base, layers: int, sequences: Sequence[Tokens], root: Path,
     return Store.create(root, of, width=base.width * (len(depths) + 1), dtype=chosen, why=why)
 
 
-def plan(sequences: Sequence[Tokens], device: torch.device) -> list[list[list[Tokens]]]:
+def find_store(base: Base, layers: int, root: Path, *, dtype: str, depths: Sequence[int]) -> Store:
+    """The store of this trunk, which another process has created. Raises UserError when there is none."""
+    store = Store.open(root, depends_on(base, layers, dtype, depths))
+    if store is None:
+        raise UserError(f"no activations of {base.path} in {base.bits} bits, computed in {base.compute}", where=root,
+                        instead="machines of one kind, with DOMAINKIT_CACHE on a disk that all share")  # fmt: skip
+    return store
+
+
+def plan(sequences: Sequence[Tokens], device: torch.device) -> list[Shard]:
     """Shards of batches of distinct sequences, the longest first; a batch holds sequences of similar length, as many
     as suit the device."""
     distinct = {s.digest: s for s in sequences}
     ordered = sorted(distinct.values(), key=lambda s: (-len(s.ids), s.digest))
-    shards: list[list[list[Tokens]]] = []
+    shards: list[Shard] = []
     room = 0
     for batch in _batches(ordered, BATCH if device.type == "cpu" else LARGE):
         if room <= 0:
@@ -194,10 +216,10 @@ def _cut(batch: Sequence[Tokens], states: torch.Tensor) -> list[np.ndarray]:
     return [states[row, : len(s.ids)].numpy() for row, s in enumerate(batch)]
 
 
-def _blocks(trunk: Trunk, shards: Sequence[list[list[Tokens]]]) -> Iterator[list[list[list[Tokens]]]]:
+def blocks(trunk: Trunk, shards: Iterable[Shard]) -> Iterator[Block]:
     """Shards that go through the trunk together: one by one, but for a streamed trunk."""
     size = 0 if not trunk.streamed else TOGETHER if trunk.device.type == "cpu" else LARGE_TOGETHER
-    block: list[list[list[Tokens]]] = []
+    block: Block = []
     tokens = 0
     for shard in shards:
         length = sum(len(s.ids) for batch in shard for s in batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import random
 import re
@@ -41,6 +42,7 @@ from domainkit.score import Score
 from domainkit.spec import Domain, Source, Task
 from domainkit.types import Example, Relation, Span, UserError
 from domainkit.types import Sequence as Tokens
+from tests.kinds.scored import evaluate
 from tests.tiny import make_base, make_tokenizer
 
 CONTEXT = 64  # tokens
@@ -191,7 +193,9 @@ def test_an_unknown_kind_is_refused_naming_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("task", every_task(), ids=lambda task: f"{task.name}-{task.kind}")
-def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path: Path) -> None:
+def test_a_task_is_prepared_trained_and_scored(
+    task: Task, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind = load_kind(task)
     kept = derive(tmp_path, "task", task.name, lambda: kind.prepare(corpus(task.sources), base))  # all that is in it
     prepared = replace(kept, adapter=task.adapter)
@@ -211,7 +215,12 @@ def test_a_task_is_prepared_trained_and_scored(task: Task, base: Base, tmp_path:
     if prepared.check:
         kind.settle(top, some_batches(base, prepared.check), prepared.labels)
     top.eval()
-    outcome = kind.evaluate(reader_of(base, top, kind, prepared), prepared, 0)
+    reader = reader_of(base, top, kind, prepared)
+    monkeypatch.setattr("domainkit.kinds.TOGETHER", 8)
+    answers = [one for portion in prepared.portions() for one in kind.answer(reader, portion)]
+    assert len(answers) == len(prepared.gold or prepared.test)
+    outcome = kind.score(reader, prepared, answers, 0)
+    assert kind.score(reader, prepared, json.loads(json.dumps(answers)), 0) == outcome  # as other processes give them
     assert outcome.scores and outcome.baseline and outcome.summary
     assert all(isinstance(score, Score) and score.low <= score.value <= score.high for score in outcome.scores.values())
     made = report(
@@ -367,7 +376,7 @@ def test_bits_per_byte_of_a_uniform_model(tmp_path: Path) -> None:
         dict(base.model.named_parameters())["lm_head.weight"].zero_()  # every token is as likely as any other
     kind = language()
     prepared = kind.prepare(corpus(SOURCES), base)
-    outcome = kind.evaluate(reader_of(base, adapt(base, {}, layers=2).eval()), prepared, 0)
+    outcome = evaluate(kind, reader_of(base, adapt(base, {}, layers=2).eval()), prepared, 0)
     for name in by_slice(prepared.test):
         own = [s for s in prepared.test if s.slice == name]
         expected = math.log2(512) * sum(len(s.ids) - 1 for s in own) / sum(s.bytes for s in own)
@@ -385,8 +394,8 @@ def test_the_base_beside_a_glossary_is_the_one_without(base: Base, tiny_base: Pa
     same = zip(prepared.plain, prepared.test, strict=True)  # cut alike: neither side has read more before a word
     assert all((a.group, a.bytes, len(a.ids) >= len(b.ids)) == (b.group, b.bytes, True) for a, b in same)
     taught, untaught = adapt(base, {}, layers=2).eval(), adapt(own, {}, layers=2).eval()
-    found = kind.evaluate(reader_of(base, taught), prepared, 0)
-    alone = kind.evaluate(reader_of(own, untaught), Prepared((), prepared.plain), 0)
+    found = evaluate(kind, reader_of(base, taught), prepared, 0)
+    alone = evaluate(kind, reader_of(own, untaught), Prepared((), prepared.plain), 0)
     for name, score in alone.baseline["base"].items():
         assert found.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
 
@@ -396,7 +405,7 @@ def test_the_base_in_the_report_is_the_untouched_one(tiny_base: Path) -> None:
     prepared = kind.prepare(corpus(SOURCES[:2]), base)
     fresh, moved = adapt(base, {}, layers=2).eval(), adapt(base, {}, layers=2)
     train(kind, moved, base, prepared)
-    before, after = (kind.evaluate(reader_of(base, top.eval()), prepared, 0) for top in (fresh, moved))
+    before, after = (evaluate(kind, reader_of(base, top.eval()), prepared, 0) for top in (fresh, moved))
     for name, score in before.baseline["base"].items():
         assert after.baseline["base"][name].value == pytest.approx(score.value, rel=1e-5)
         assert before.scores[name].value == pytest.approx(score.value, rel=1e-5)  # untrained, it is the base

@@ -21,6 +21,7 @@ from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.top import Top, adapt
 from domainkit.types import Example, Span, UserError
+from tests.kinds.scored import evaluate
 from tests.kinds.test_contract import reader_of, some_batches
 from tests.tiny import make_tokenizer
 
@@ -113,7 +114,7 @@ def test_right_tags_give_the_gold_spans_however_long_the_document(base: Base, re
     right = Told("ner", ner.Settings(labels=LABELS, overlap=16))
     made = right.prepare(corpus(DOCUMENTS, documents), base)
     assert len(made.test) >= repeats / 3
-    outcome = right.evaluate(reader_of(base, adapt(base, {}, layers=2), right, made, CONTEXT), made, 0)
+    outcome = evaluate(right, reader_of(base, adapt(base, {}, layers=2), right, made, CONTEXT), made, 0)
     assert outcome.scores["f1"].value == 1.0
 
 
@@ -142,7 +143,7 @@ def test_what_is_learned_is_found(base: Base) -> None:
     blank: Any = SimpleNamespace(
         link_document=lambda e: replace(e, spans=tuple(replace(s, concept=None) for s in e.spans))
     )
-    outcome = task.evaluate(reader_of(base, top.eval(), task, made, CONTEXT, linker=blank), made, 0)
+    outcome = evaluate(task, reader_of(base, top.eval(), task, made, CONTEXT, linker=blank), made, 0)
     assert outcome.scores["f1"].value > 0.95 and outcome.scores["link_accuracy"].value == 0
     assert outcome.examples and set(outcome.baseline) == {"known mentions"}
     assert {of["support"] for of in outcome.per_label.values()} == {sum(1 + i % 3 for i in range(8))}  # mentions

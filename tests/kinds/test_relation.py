@@ -18,6 +18,7 @@ from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch
 from domainkit.model.top import Top, adapt
 from domainkit.types import Example, Relation, Span, UserError
+from tests.kinds.scored import evaluate
 from tests.kinds.test_contract import reader_of, some_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +103,7 @@ def test_what_is_learned_is_told_and_nothing_that_cannot_be(base: Base, graph: C
     assert made.labels == LABELS and len(made.train) == len(made.test) == 8
     assert task.terms(made.train) == 8 * 4  # chemicals by diseases, one way
     top = fitted(fresh(base, task, made), task, made, base)
-    outcome = task.evaluate(reader(base, top, task, made, graph), made, 0)
+    outcome = evaluate(task, reader(base, top, task, made, graph), made, 0)
     assert outcome.scores["f1"].value > 0.9 and set(outcome.per_label) == {"CID"}
     assert set(outcome.baseline) == {"every pair", "pairs in one sentence"}
     assert outcome.baseline["pairs in one sentence"]["f1"].value == pytest.approx(2 / 3)
@@ -141,7 +142,7 @@ def test_an_impossible_triple_is_never_told_with_the_mask_on(base: Base, graph: 
     found = task.annotate(reader(base, top, task, made, graph), DOCUMENTS)
     every = {(c, "CID", d) for c in ("D001241", "D008094") for d in ("D014202", "D001259")}
     assert all(triples(e) == every for e in found)
-    table = task.evaluate(reader(base, top, task, made, graph), made, 0).tables[0]
+    table = evaluate(task, reader(base, top, task, made, graph), made, 0).tables[0]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(r["mask"], r["told"], r["not allowed"]) for r in rows] == [("on", 32, 0), ("off", 96, 64)]
 
@@ -245,7 +246,7 @@ def test_direction_counts_only_where_it_is_said(base: Base) -> None:
     backward = [replace(e, relations=tuple(Relation(r.tail, r.label, r.head) for r in e.relations)) for e in DOCUMENTS]
     made = task.prepare(corpus(DOCUMENTS, backward), base)
     assert task.terms(made.train) == 8 * 6
-    outcome = task.evaluate(reader(base, fresh(base, task, made).eval(), task, made), made, 0)
+    outcome = evaluate(task, reader(base, fresh(base, task, made).eval(), task, made), made, 0)
     assert outcome.scores["recall"].value == 1.0 and not outcome.tables
 
 
@@ -268,7 +269,7 @@ def test_end_to_end_starts_from_the_bare_text(base: Base, graph: ConceptGraph) -
     tasks: Any = {"ner": Finder(), "relation": task}
     both = replace(reader(base, fresh(base, task, made).eval(), task, made, graph),
                    kinds=tasks)  # fmt: skip
-    outcome = task.evaluate(both, made, 0)
+    outcome = evaluate(task, both, made, 0)
     assert outcome.scores["recall"].value == 1.0 and outcome.scores["end_to_end_recall"].value == 0.5
     assert [row[:2] for row in outcome.tables[0].rows] == [
         ("gold", "on"), ("gold", "off"), ("found", "on"), ("found", "off"),

@@ -16,6 +16,7 @@ from domainkit.kinds import Corpus, Prepared, Reader, summary
 from domainkit.model.base import Base, load_base
 from domainkit.model.top import Top, adapt
 from domainkit.types import Example, UserError
+from tests.kinds.scored import evaluate
 from tests.kinds.test_contract import some_batches
 from tests.test_constrain import LABELS, small_graph
 from tests.tiny import make_base
@@ -119,7 +120,7 @@ def test_what_is_learned_is_written_and_the_constraint_holds(base: Base, graph: 
     torch.manual_seed(0)
     top = fitted(adapt(base, {}, layers=2, rank=8), task, made, base)
     reader = reader_of(base, top, task, graph)
-    outcome = task.evaluate(reader, made, 0)
+    outcome = evaluate(task, reader, made, 0)
     free, bound = outcome.baseline[summary.FREE], outcome.scores
     assert free["rougeL"].value > 0.9 and free["concept_recall"].value > 0.9
     assert free["invented_rate"].value > 0.9 and free["invented_documents"].value > 0.9

@@ -24,6 +24,7 @@ from domainkit.nets.translate import Translator
 from domainkit.types import Example, UserError
 from domainkit.types import Sequence as Tokens
 from tests import pipelines
+from tests.kinds.scored import evaluate
 from tests.kinds.test_contract import GLOSSARY, SOURCES, batch_of, corpus
 from tests.tiny import make_base
 
@@ -347,12 +348,14 @@ def judged(
         top.base = 0
 
     top.untouched = untouched
-    placed = [SimpleNamespace(placed=[(0, s) for s in queries[i : i + 2]]) for i in range(0, len(queries), 2)]
+
+    def batched(some: Sequence[Tokens]) -> Any:
+        return [SimpleNamespace(placed=[(0, s) for s in some[i : i + 2]]) for i in range(0, len(some), 2)]
+
     found: Any = top
-    batches: Any = placed
     top.use = lambda adapter: None
-    reader = Reader(found, found, lambda _: batches, 0)
-    return kind.evaluate(reader, Prepared((), tuple(queries), labels=tuple(candidates)), 0)
+    reader = Reader(found, found, batched, 0, labels={kind.name: tuple(candidates)})
+    return evaluate(kind, reader, Prepared((), tuple(queries), labels=tuple(candidates)), 0)
 
 
 def query(number: int, label: str, slice: str = terms.CONTEXTS) -> Tokens:

@@ -160,7 +160,7 @@ def test_each_layer_is_read_once_for_all_that_is_on_its_way(
 ) -> None:
     base = load_base(llama, bits=4, stream="always", keep=KEPT)
     reads.clear()
-    blocks = list(trunk._blocks(Trunk(base, KEPT), trunk.plan(corpus(20), torch.device("cpu"))))
+    blocks = list(trunk.blocks(Trunk(base, KEPT), trunk.plan(corpus(20), torch.device("cpu"))))
     assert len(blocks) > 1 and max(map(len, blocks)) > 1
     done: list[int] = []
     run(base, corpus(20), tmp_path, layers=KEPT, progress=done.append)
@@ -237,7 +237,7 @@ def test_killed_half_way_at_most_a_block_is_lost(llama: Path, tmp_path: Path, sm
     run(base, documents, tmp_path / "whole", layers=KEPT)
     blocks = [
         sum(len(s.ids) for shard in block for batch in shard for s in batch)
-        for block in trunk._blocks(Trunk(base, KEPT), trunk.plan(documents, torch.device("cpu")))
+        for block in trunk.blocks(Trunk(base, KEPT), trunk.plan(documents, torch.device("cpu")))
     ]
     assert len(blocks) > 2
     passed = 0

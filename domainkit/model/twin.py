@@ -1,0 +1,45 @@
+"""A base as another process loads it: the same weights, positions and rows of a glossary's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+
+from domainkit.files import write_atomic
+from domainkit.model.base import Base, load_base
+from domainkit.model.rows import Rows, extend
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What it takes to load one; `rows` lies on a disk that both see."""
+
+    path: Path
+    bits: int
+    attention: str
+    context: int  # tokens, see `load_base`
+    kept: int  # last layers that are in memory while the others stay on disk; 0: all are in memory
+    rows: Path | None = None  # of the glossary's tokens
+    first: int = 0  # id of the first of these
+
+    @classmethod
+    def of(cls, base: Base, context: int, rows: Path) -> Twin:
+        """The base's own. context: tokens that it was loaded for. rows: the file to write those of its tokens to."""
+        kept = base.depth - base.streamed if base.streamed else 0
+        if not base.added:
+            return cls(base.path.absolute(), base.bits, base.attention, context, kept)
+        weights = {"input": base.embedding.weight} | ({} if base.tied else {"output": base.head.weight})
+        tensors = {name: weight.detach()[list(base.added)].cpu().contiguous() for name, weight in weights.items()}
+        write_atomic(rows, lambda draft: draft.write_bytes(safetensors.torch.save(tensors)))
+        return cls(base.path.absolute(), base.bits, base.attention, context, kept, rows, base.added[0])
+
+    def load(self) -> Base:
+        """The base, but for the glossary's tokenizer: it reads token ids."""
+        base = load_base(self.path, bits=self.bits, attention=self.attention, context=self.context,
+                         stream="always" if self.kept else "never", keep=self.kept)  # fmt: skip
+        if not self.rows:
+            return base
+        saved = safetensors.torch.load_file(self.rows)
+        return extend(base, base.tokenizer, self.first, Rows(saved["input"], saved.get("output")))

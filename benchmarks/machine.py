@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from domainkit.evaluate import versions
 from domainkit.files import write_text
+from domainkit.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,19 +8,19 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
-from domainkit import __version__
 from domainkit.kinds import ANNOTATING, Answer, Outcome, Portion, Prepared, Reader
 from domainkit.model.base import Base
+from domainkit.model.ondisk import fetch
 from domainkit.report import Curve, Report, Table
 from domainkit.spec import Domain, Task
 from domainkit.types import Example
+from domainkit.versions import versions
 
 
 def ask(name: str, reader: Reader, portion: Portion) -> list[Answer]:
@@ -48,6 +48,7 @@ def speed(reader: Reader, examples: Sequence[Example]) -> tuple[Table, ...]:
     tasks = [name for kind in ANNOTATING if kind != "summary" for name in reader.of_kind(kind)]
     if not (tasks and examples):
         return ()
+    fetch(reader.base.layers())  # nothing else may have run them yet
     began = time.perf_counter()
     with torch.no_grad():
         reader.annotate(examples, tasks=tasks)
@@ -100,16 +101,6 @@ def training_curves(log: Sequence[Mapping[str, Any]], task: str) -> tuple[Curve,
         for title, key in (("Training loss", "loss"), ("Gradient norm", "grad_norm"))
         if rows
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "scikit-learn", "numpy")
-    return {
-        "domainkit": __version__,
-        "python": sys.version.split()[0],
-        **{name: version(name) for name in names},
-    }
 
 
 def peak_rss_mb() -> int:

@@ -14,7 +14,6 @@ from domainkit import ranks
 from domainkit.assets import cache_dir
 from domainkit.data.mix import split
 from domainkit.data.read import read
-from domainkit.evaluate import versions
 from domainkit.files import digest
 from domainkit.glossary import Glossary
 from domainkit.graph import ConceptGraph
@@ -23,12 +22,14 @@ from domainkit.link import FILE as LINKING
 from domainkit.link import Linker
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
+from domainkit.model.derived import derive
 from domainkit.model.lexicon import Taught, reserve, teach
 from domainkit.model.names import embed_names
 from domainkit.model.split import check_layers, check_split
 from domainkit.progress import bar, say
 from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
+from domainkit.versions import versions
 from domainkit.workers import ALONE, Workers
 
 
@@ -89,7 +90,10 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
     )  # fmt: skip
     if record:
         bundle.check_base(record, base)
-    (check_layers if outline else check_split)(base, domain.training.layers)
+    if outline:
+        check_layers(base, training.layers)
+    else:  # once proved it stays so, and the trunk's layers need not be read for it again
+        derive(kept(), "split", [base.facts, training.layers], lambda: check_split(base, training.layers))
     sources = {
         task.name: _sources(task, given.get(task.name), request.format, alone=record is not None) for task in tasks
     }
@@ -121,7 +125,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
             graph=graph,
             splits={s.name: s.split for s in sources[task.name]},
         )
-        ready = kinds[task.name].prepare(corpus, base)
+        ready = kinds[task.name].prepare(corpus, base) if outline else _ready(kinds[task.name], corpus, base)
         ready = replace(ready, adapter=task.adapter, epochs=task.epochs, depths=len(domain.training.depths))
         if record:
             ready = replace(
@@ -132,6 +136,18 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
     data = {f"{name}/{s.name}": _provenance(s.path, s.format) for name in kinds for s in sources[name]}
     linker = None if outline else _linker(graph, prepared.values(), base, run)
     return Setting(domain, base, kinds, prepared, data, taught, glossary, graph, linker)
+
+
+def kept() -> Path:
+    """Folder of what is derived."""
+    return cache_dir() / "derived"
+
+
+def _ready(kind: Kind, corpus: Corpus, base: Base) -> Prepared:
+    """What a task makes of its corpus: cleaning and cutting a large one takes long, and seldom does anything change."""
+    known = [corpus.glossary and corpus.glossary.sha256, corpus.graph and _provenance(corpus.graph.path, "")["sha256"]]
+    of = [type(kind).__module__, vars(kind), replace(corpus, glossary=None, graph=None), known, base.facts, base.rows]
+    return derive(kept(), "task", of, lambda: kind.prepare(corpus, base))
 
 
 def _glossary(domain: Domain) -> Glossary | None:
@@ -174,7 +190,7 @@ def _teach(base: Base, glossary: Glossary, examples: Mapping[str, Mapping[str, S
         return reserve(base, glossary, [e.text for e in learn], tokens=tokens)
     with bar("terms", tokens) as advance:
         return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
-                     cache=cache_dir() / "rows", progress=advance)  # fmt: skip
+                     cache=kept(), progress=advance)  # fmt: skip
 
 
 def describe(request: Request, setting: Setting) -> bundle.Record:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from domainkit import exam, passes, ranks
 from domainkit.assets import cache_dir
@@ -25,13 +26,14 @@ from domainkit.joint import trained_tokens
 from domainkit.kinds import Answer, Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
+from domainkit.model.derived import derive
 from domainkit.model.outline import outline
 from domainkit.model.passing import Passing
 from domainkit.model.split import Trunk
 from domainkit.model.store import Store
 from domainkit.model.top import BALANCE, Top, adapt
 from domainkit.nets.balance import Balance
-from domainkit.prepare import Request, Setting, describe, prepare
+from domainkit.prepare import Request, Setting, describe, kept, prepare
 from domainkit.progress import bar, say
 from domainkit.rehearse import Rehearsal
 from domainkit.report import Report, Table, write_index
@@ -182,9 +184,7 @@ def fresh_top(setting: Setting, seed: int) -> Top:
     """An untrained top with the heads that the tasks need, drawn from `seed`."""
     training = setting.domain.training
     torch.manual_seed(seed)
-    heads = bundle.heads_of(
-        {name: kind.head(setting.base, setting.prepared[name]) for name, kind in setting.kinds.items()}
-    )
+    heads = bundle.heads_of({name: _head(setting, name) for name in setting.kinds})
     learning = [name for name, prepared in setting.prepared.items() if prepared.train]
     if training.balance and len(learning) > 1:
         heads[BALANCE] = Balance(learning)
@@ -192,6 +192,24 @@ def fresh_top(setting: Setting, seed: int) -> Top:
         setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed,
         adapters=[prepared.adapter for prepared in setting.prepared.values()], steer=training.steer,
     )  # fmt: skip
+
+
+def _head(setting: Setting, task: str) -> nn.Module | None:
+    """The head of a task. What it solves from labelled texts stands in its buffers, and is solved once."""
+    kind, base, prepared = setting.kinds[task], setting.base, setting.prepared[task]
+    head = kind.head(base, replace(prepared, labelled=()))
+    if head is None or not prepared.labelled:
+        return head
+
+    def solve() -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):  # solved now or before, what is drawn next is the same
+            return dict(cast(nn.Module, kind.head(base, prepared)).named_buffers())
+
+    of = [type(kind).__module__, vars(kind), prepared, base.facts, base.rows]
+    for name, value in derive(kept(), "head", of, solve).items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(head.get_submodule(owner), leaf, value)  # of another shape than without texts
+    return head
 
 
 def reading(setting: Setting, top: Top, store: Store | None) -> Reader:

@@ -47,6 +47,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
     "deepseek_v2": _LATENT,
     "deepseek_v3": {**_LATENT, "n_group": 2, "topk_group": 1},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
 }
 
 

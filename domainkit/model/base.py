@@ -22,8 +22,9 @@ from domainkit.model import attention as lsh
 from domainkit.model import positions
 from domainkit.model.bases import resolve
 from domainkit.model.folder import first_line, identity, inspect, loading, quiet, read_tokenizer
+from domainkit.model.ondisk import is_streamed
 from domainkit.model.packed import block_of, compute_in, values
-from domainkit.model.streamed import Skeleton, is_streamed
+from domainkit.model.streamed import Skeleton
 from domainkit.progress import say
 from domainkit.types import UserError
 
@@ -147,7 +148,8 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
     read; beyond those that it was trained to, its positions are stretched (`positions.stretch`). `stream`: "always"
     leaves all layers but the last `keep` on disk, where they are read whenever they are run (`streamed`); "auto" does
-    so if the base would take more than half of the memory that is free.
+    so if the base would take more than half of the memory that is free, else it reads them when the first of them is
+    run, which may be never: whoever finds all activations stored needs none of them.
 
     Raises UserError: unknown bits or attention, or bits that packed weights do not have; positions that cannot be
     stretched; no such base; pickled, missing, damaged or changed weights; a missing tokenizer; code from the author
@@ -172,8 +174,7 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     quantization = None if block else _quantization(bits, compute)
     how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": quantization}
     skeleton = None if stream == "never" or (block and bits != 4) else Skeleton.of(path, config, **how)
-    if skeleton and stream == "auto" and skeleton.fits:
-        skeleton = None
+    fits = skeleton is not None and stream == "auto" and skeleton.fits
     model = skeleton.model if skeleton else _model(path, config if stretched else None, **how)
     if stretched:
         positions.check(model, context, where=path)
@@ -188,8 +189,9 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     layers = base.layers()  # refuses a decoder of unknown build now, not after an hour
     if skeleton:
         size, free = (f"{number / 1e9:.1f} GB" for number in (skeleton.bytes, skeleton.free))
-        skeleton.stream(layers, keep)
-        say(f"{name} takes {size} of memory, {free} are free: {base.streamed} of {base.depth} layers stay on disk")
+        skeleton.stream(layers, keep, stay=fits)
+        if not fits:
+            say(f"{name} takes {size} of memory, {free} are free: {base.streamed} of {base.depth} layers stay on disk")
     return base
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
-from domainkit import __version__
-from domainkit.files import write_atomic
 from domainkit.glossary import Glossary, is_chinese
 from domainkit.model.base import Base
+from domainkit.model.derived import derive
 from domainkit.model.rows import (
     Rows,
     Window,
@@ -30,7 +25,7 @@ from domainkit.model.rows import (
     start_rows,
     windows,
 )
-from domainkit.model.vocab import Vocabulary, choose, inject
+from domainkit.model.vocab import Vocabulary, choose, extended, inject, spoken_by
 
 CHECK = 1_500  # held-out tokens that the rows are compared on
 
@@ -44,48 +39,54 @@ class Taught:
     mismatch: Mapping[str, float]  # "random", "mean", "distilled", … → see rows.mismatch, on held-out text
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """What `teach` adds to a base."""
+
+    vocabulary: Vocabulary
+    tokenizer: str = ""  # tokenizer.json with the vocabulary's forms
+    rows: Rows | None = None
+    mismatch: Mapping[str, float] = field(default_factory=dict)
+
+
 def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], *, tokens: int, seed: int,
           cache: Path, progress: Callable[[int], None] = lambda tokens: None) -> Taught:  # fmt: skip
     """Give the terms of `glossary` tokens of their own and learn their embedding rows.
 
     learn: the texts that decide which forms get a token and that the rows are distilled on. check: texts kept from
     that, on which the rows are compared. tokens: base tokens to distil on; 0 leaves the mean rows. cache: folder that
-    keeps distilled rows, so that a second run with the same base, terms and texts finds them.
+    keeps what was learned (`derive`), so that a second run with the same base, terms and texts finds it.
     """
-    path = cache / f"{_key(base, glossary, (learn, check), tokens, seed)}.safetensors"
-    if tokens and path.exists():
-        return _kept(path, base)
+    of = [base.facts, glossary.sha256, list(learn), list(check), tokens, seed]
+    learned = derive(cache, "rows", of, lambda: _learned(base, glossary, learn, check, tokens, seed, progress))
+    if learned.rows is None:
+        return Taught(base, learned.vocabulary, {})
+    tokenizer = spoken_by(base.tokenizer, learned.tokenizer)
+    grown = extend(base, tokenizer, learned.vocabulary.first, learned.rows)
+    return Taught(grown, learned.vocabulary, learned.mismatch)
+
+
+def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], tokens: int, seed: int,
+             progress: Callable[[int], None]) -> _Learned:  # fmt: skip
     vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
     if not vocabulary.forms:
-        return Taught(base, vocabulary, {})
-    tokenizer = inject(base.tokenizer, vocabulary)
+        return _Learned(vocabulary)
+    spelled = extended(base.tokenizer, vocabulary)
     rows, first = mean_rows(base, vocabulary), vocabulary.first
     if not tokens:
-        return Taught(extend(base, tokenizer, first, rows), vocabulary, {})
+        return _Learned(vocabulary, spelled, rows)
+    tokenizer = spoken_by(base.tokenizer, spelled)
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
-    learned = _learn(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
+    distilled = _distilled(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
     held = windows(check, base, tokenizer, first, tokens=CHECK)
     variants = {
         "random": random_rows(base, vocabulary, seed).input,
         "mean, with translation": mean_rows(base, vocabulary, counterparts(base, glossary, vocabulary)).input,
         "mean": rows.input,
-        "distilled": learned.input,
+        "distilled": distilled.input,
     }
     told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
-    tensors = {"input": learned.input} | ({} if learned.output is None else {"output": learned.output})
-    facts = {"mismatch": json.dumps(told), "vocabulary": json.dumps(asdict(vocabulary))}
-    write_atomic(path, lambda draft: draft.write_bytes(safetensors.torch.save(tensors, facts)))
-    return _kept(path, base)
-
-
-def _kept(path: Path, base: Base) -> Taught:
-    """What an earlier run has learned and written to `path`: nothing needs to be chosen or learned again."""
-    with safe_open(path, "pt") as file:
-        rows = Rows(*(file.get_tensor(name) for name in ("input", "output") if name in file.keys()))  # noqa: SIM118
-        told, facts = (json.loads(file.metadata()[name]) for name in ("mismatch", "vocabulary"))
-    vocabulary = Vocabulary(tuple(facts["forms"]), tuple(facts["terms"]), facts["first"],
-                            tuple(map(tuple, facts["pieces"])), facts["left_out"])  # fmt: skip
-    return Taught(extend(base, inject(base.tokenizer, vocabulary), vocabulary.first, rows), vocabulary, told)
+    return _Learned(vocabulary, spelled, distilled, told)
 
 
 def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int) -> Taught:
@@ -106,8 +107,9 @@ def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int
     return Taught(replace(base, tokenizer=tokenizer, plain=base.tokenizer, added=added), vocabulary, {})
 
 
-def _learn(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows, found: Sequence[Window],
-           texts: Sequence[str], seed: int, progress: Callable[[int], None]) -> Rows:  # fmt: skip
+def _distilled(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows,
+               found: Sequence[Window], texts: Sequence[str], seed: int,
+               progress: Callable[[int], None]) -> Rows:  # fmt: skip
     """Rows that read like the tokens they stand for, and are written as often as the texts have them."""
     moment = second_moment(base, found) if base.tied else None
     start = start_rows(base, vocabulary, mean, moment)
@@ -133,10 +135,3 @@ def _with_pairs(glossary: Glossary, texts: Iterable[str]) -> Iterable[str]:
     """The texts, then a line for each term: what no text holds is met at least beside its translation."""
     yield from texts
     yield from (f"{term.zh[0]}: {term.en}" for term in glossary.terms)
-
-
-def _key(base: Base, glossary: Glossary, texts: tuple[Sequence[str], ...], tokens: int, seed: int) -> str:
-    """What the chosen forms, their learned rows, and what is told of those depend on."""
-    of = (__version__, base.sha256, base.bits, str(base.compute), seed, tokens, glossary.sha256, texts,
-          *([base.positions] if base.positions else []))  # fmt: skip
-    return sha256(json.dumps(of, ensure_ascii=False).encode()).hexdigest()[:24]

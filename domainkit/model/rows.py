@@ -21,9 +21,9 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerFast
 
 from domainkit.model.base import Base
+from domainkit.model.ondisk import held
 from domainkit.model.packed import is_packed
 from domainkit.model.split import Trunk, last_states
-from domainkit.model.streamed import held
 from domainkit.model.vocab import Vocabulary
 
 DEPTH = 4  # layers whose output is matched; in a shallow model all but the last

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from domainkit.model.base import Base
-from domainkit.model.streamed import held, is_streamed
+from domainkit.model.ondisk import fetch, is_streamed, rounds
 from domainkit.types import UserError
 
 BLOCK = 8192  # tokens of a long text that a layer's feed-forward part takes at a time
@@ -91,12 +91,14 @@ class Trunk(nn.Module):
         states = [self.embed(ids) for ids in batches]
         found: list[list[Tensor]] = [[] for _ in batches]
         for i, layer in enumerate(self.layers):
-            with held([layer]):
+            for counts in rounds(layer):
                 for j, passing in enumerate(states):
-                    states[j] = self.step(i, passing)
-                    found[j] += self._passing
+                    out = self.step(i, passing)
+                    if counts:
+                        states[j] = out
+                        found[j] += self._passing
+                        done(j)
                     self._passing.clear()
-                    done(j)
         return [torch.cat([*kept, last], -1) if kept else last for kept, last in zip(found, states, strict=True)]
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -136,6 +138,7 @@ def top(base: Base, layers: int) -> PreTrainedModel:
         kept = base.depth - base.streamed
         raise UserError(f"{layers} layers were to learn, but only the last {kept} are in memory",
                         where="training.layers", instead=f"load_base(…, keep={layers})")  # fmt: skip
+    fetch(base.layers()[last:])
     parts = [Skip() if i < last else _by_blocks(copy.deepcopy(layer)) for i, layer in enumerate(base.layers())]
     model: Any = _view(base.model)
     setattr(model, model.base_model_prefix, _with_layers(base.model.base_model, parts))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import psutil
 import torch
@@ -29,60 +30,13 @@ from transformers.quantizers import AutoHfQuantizer
 
 from domainkit import ranks
 from domainkit.model.folder import loading, weight_files
+from domainkit.model.ondisk import Streamed, Waiting, put, tables
+from domainkit.model.routed import Routed
 from domainkit.types import UserError
 
 SHARE = 0.5  # of the free memory that a base may take before its layers stay on disk
-STATES = ("quant_state", "state")  # where bitsandbytes' modules keep what belongs to their weights
-
-
-class Streamed:
-    """What reads and drops the weights of a layer. `layer` is found in a decoder as ever, and so are views of it."""
-
-    def __init__(self, layer: nn.Module, read: Callable[[], None]) -> None:
-        self._read, self._users = read, 0
-        self._empty = _tables(layer)
-        self._states = [
-            (vars(module), {name: copy.copy(vars(module)[name]) for name in STATES if name in vars(module)})
-            for module in layer.modules()
-        ]
-        layer.register_forward_pre_hook(lambda module, given: self._use(self._users + 1))
-        layer.register_forward_hook(lambda module, given, out: self._use(max(self._users - 1, 0)), always_call=True)
-        vars(layer)["streamed"] = self
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The weights stay in memory throughout this block."""
-        before = self._users
-        try:
-            self._use(before + 1)
-            yield
-        finally:
-            self._use(before)  # whatever broke off in between
-
-    def _use(self, users: int) -> None:
-        """Have the weights in memory if there are users, now `users` of them, and not otherwise."""
-        if not (users and self._users):  # before reading as well: an earlier one may have been broken off
-            _put(self._empty)
-            for own, state in self._states:
-                own.update({name: copy.copy(value) for name, value in state.items()})
-        if users and not self._users:
-            self._read()
-        self._users = users
-
-
-def is_streamed(layer: nn.Module) -> bool:
-    """Whether a layer's weights are on disk."""
-    return "streamed" in vars(layer)
-
-
-@contextmanager
-def held(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Those of the layers that are streamed stay in memory throughout this block."""
-    with ExitStack() as stack:
-        for layer in layers:
-            if is_streamed(layer):
-                stack.enter_context(vars(layer)["streamed"].held())
-        yield
+EXPERT = re.compile(r"\.experts\.(\d+)\.")  # in the name of a weight in a file
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -139,10 +93,11 @@ class Skeleton:
         """Whether it leaves enough of the memory that is free now."""
         return self.bytes <= SHARE * self.free
 
-    def stream(self, layers: nn.ModuleList, keep: int) -> None:
+    def stream(self, layers: nn.ModuleList, keep: int, *, stay: bool = False) -> None:
         """Load it but for the layers below the last `keep`, and make these read their own weights.
 
-        layers: the decoder's. Raises UserError for weights that are missing, damaged or of another shape.
+        layers: the decoder's. stay: once read, weights stay; the first layer that is run reads those of all. Raises
+        UserError for weights that are missing, damaged or of another shape.
         """
         names = {module: name for name, module in self.model.named_modules()}
         files, own = _by_layer(self.path, names[layers], len(layers))
@@ -152,21 +107,54 @@ class Skeleton:
             info = self._load(own[None])
             self.model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         self.model.requires_grad_(False)
-        for number, layer in enumerate(layers):
-            read = partial(self._read, layer, f"{names[layer]}.", own[number])
-            if number < len(layers) - keep:
-                Streamed(layer, read)
-            else:
-                read()
+        below = max(0, len(layers) - keep)
+        lower, prefixes = list(layers)[:below], [f"{names[layer]}." for layer in layers]
+        reads = [partial(self._read, layer, prefixes[i], own[i]) for i, layer in enumerate(layers)]
+        for read in reads[below:]:
+            read()
+        if stay:
+            every = [one for i in range(below) for one in own[i]]
+            Waiting(lower, partial(self._read, layers, tuple(prefixes[:below]), every))
+        else:
+            for i, layer in enumerate(lower):
+                self._stream(layer, prefixes[i], reads[i], own[i])
 
-    def _read(self, layer: nn.Module, prefix: str, wanted: Sequence[tuple[Path, str]]) -> None:
+    def _stream(self, layer: nn.Module, prefix: str, read: Callable[[], None], own: Sequence[tuple[Path, str]]) -> None:
+        """Make a layer read its own weights, and of routed experts, if it has them in the files one by one, few."""
+        experts = [(n, m) for n, m in layer.named_modules() if any(p.ndim == 3 for p in m.parameters(recurse=False))]
+        each, rest = defaultdict[int, list[tuple[Path, str]]](list), list[tuple[Path, str]]()
+        for file, key in own:
+            number = EXPERT.search(key)
+            (each[int(number[1])] if number else rest).append((file, key))
+        grouped = getattr(self.model.config, "_experts_implementation", "") == "grouped_mm"
+        if len(experts) != 1 or not grouped or sorted(each) != list(range(cast(Any, experts[0][1]).num_experts)):
+            Streamed(layer, read, read)
+            return
+        name, module = f"{prefix}{experts[0][0]}.", experts[0][1]
+        lean = partial(self._read, layer, prefix, rest, name)
+        Streamed(layer, read, lean, Routed(module, partial(self._read_few, module, name, each)))
+
+    def _read(self, layer: nn.Module, prefix: str | tuple[str, ...], wanted: Sequence[tuple[Path, str]],
+              but: str | tuple[str, ...] = ()) -> None:  # fmt: skip
         with loading(self.path):
             info = self._load(wanted)
-        _refuse({name for name in info.missing_keys if name.startswith(prefix)}, info, self.path)
+        missing = (name for name in info.missing_keys if name.startswith(prefix) and not name.startswith(but))
+        _refuse(missing, info, self.path)
         layer.requires_grad_(False)
 
-    def _load(self, wanted: Sequence[tuple[Path, str]]) -> Any:
-        """Put weights into the model; each file is open no longer than that, for what is mapped counts as memory."""
+    def _read_few(self, experts: nn.Module, prefix: str, each: Mapping[int, Sequence[tuple[Path, str]]],
+                  few: Sequence[int]) -> None:  # fmt: skip
+        """Read some experts into a module that has room for as many, under new numbers."""
+        wanted = [(file, key, EXPERT.sub(f".experts.{at}.", key)) for at, n in enumerate(few) for file, key in each[n]]
+        with loading(self.path):
+            info = self._load([(file, key) for file, key, _ in wanted], {key: new for _, key, new in wanted})
+        _refuse((name for name in info.missing_keys if name.startswith(prefix)), info, self.path)
+
+    def _load(self, wanted: Sequence[tuple[Path, str]], called: Mapping[str, str] = NOTHING) -> Any:
+        """Put weights into the model; each file is open no longer than that, for what is mapped counts as memory.
+
+        called: what some of their keys should be.
+        """
         by_file = defaultdict[Path, list[str]](list)
         for file, key in wanted:
             by_file[file].append(key)
@@ -174,7 +162,7 @@ class Skeleton:
             found: dict[str, Any] = {}
             for file, keys in by_file.items():
                 opened = stack.enter_context(safe_open(file, framework="pt"))
-                found |= {key: opened.get_slice(key) for key in keys}
+                found |= {called.get(key, key): opened.get_slice(key) for key in keys}
             return self._convert(found, self.device, getattr(self.model, "hf_quantizer", None))
 
     def _convert(self, weights: Mapping[str, Any], device: torch.device, quantizer: Any) -> Any:
@@ -189,12 +177,12 @@ class Skeleton:
     def _check(self, files: Sequence[Path]) -> None:
         """Convert names and shapes alone: what is missing is found now, not in the middle of the first block."""
         model: Any = self.model
-        before = _tables(model)
+        before = tables(model)
         shapes = {key: value for file in files for key, value in load_state_dict(file, map_location="meta").items()}
         info = self._convert(shapes, torch.device("meta"), None)
         model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         model._adjust_missing_and_unexpected_keys(info)
-        _put(before)
+        put(before)
         _refuse(info.missing_keys, info, self.path)
 
     def _compute_buffers(self) -> None:
@@ -205,16 +193,6 @@ class Skeleton:
                 module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
             if module._non_persistent_buffers_set:
                 model._init_weights(module)
-
-
-def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The tables of parameters and buffers of a module and those below it, each with what stands in it now."""
-    return [(table, dict(table)) for m in module.modules() for table in (m._parameters, m._buffers)]
-
-
-def _put(tables: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for table, content in tables:
-        table.update(content)
 
 
 def _refuse(missing: Iterable[str], info: Any, path: Path) -> None:

@@ -79,12 +79,19 @@ def choose(glossary: Glossary, tokenizer: PreTrainedTokenizerFast, texts: Iterab
 
 def inject(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     """A copy of the tokenizer in which each form of the vocabulary is one token; the given one stays as it is."""
-    if not vocabulary.forms:
-        return deepcopy(tokenizer)
-    extended = _extended(_spec(tokenizer), vocabulary.forms, vocabulary.first)
+    return spoken_by(tokenizer, extended(tokenizer, vocabulary)) if vocabulary.forms else deepcopy(tokenizer)
+
+
+def extended(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> str:
+    """The tokenizer.json of `inject`; spelling it out takes a second for ten thousand forms."""
+    return _extended(_spec(tokenizer), vocabulary.forms, vocabulary.first)
+
+
+def spoken_by(tokenizer: PreTrainedTokenizerFast, spelled: str) -> PreTrainedTokenizerFast:
+    """A copy of the tokenizer with another tokenizer.json."""
     with tempfile.TemporaryDirectory() as folder:  # the road every saved tokenizer takes, so nothing is forgotten
         tokenizer.save_pretrained(folder)
-        Path(folder, "tokenizer.json").write_text(extended, encoding="utf-8")
+        Path(folder, "tokenizer.json").write_text(spelled, encoding="utf-8")
         new = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     new.name_or_path = tokenizer.name_or_path
     return new

@@ -32,6 +32,8 @@ class Words(nn.Module):
     rarity: Tensor  # (vocabulary + PHRASES,) inverse document frequency; 0 for what no text has
     weight: Tensor  # (vocabulary + PHRASES, labels)
     bias: Tensor  # (labels,)
+    texts: Tensor  # (texts,) int64: hashes of those it learned from; like the next not saved with the weights
+    unbiased: Tensor  # (texts, labels): scores of each by the folds without it
 
     def __init__(self, labels: int, vocabulary: int) -> None:
         super().__init__()
@@ -39,7 +41,8 @@ class Words(nn.Module):
         self.register_buffer("rarity", torch.zeros(vocabulary + PHRASES))
         self.register_buffer("weight", torch.zeros(vocabulary + PHRASES, labels))
         self.register_buffer("bias", torch.zeros(labels))
-        self._unbiased: dict[tuple[int, ...], Tensor] = {}  # text → scores by the folds without it
+        self.register_buffer("texts", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("unbiased", torch.zeros(0, labels), persistent=False)
 
     def solve(self, texts: Sequence[Ids], gold: Sequence[int], groups: Sequence[str]) -> None:
         """Learn from texts, the index of each one's label, and the document each is from."""
@@ -57,12 +60,12 @@ class Words(nn.Module):
         weight, bias = _ridge(rows, truth, len(self.bias))
         self.weight.copy_(weight * heat)
         self.bias.copy_(bias * heat)
-        self._unbiased = {tuple(ids): row for ids, row in zip(texts, unbiased * heat, strict=True)}
+        self.texts, self.unbiased = torch.tensor([_named(ids) for ids in texts]), unbiased * heat
 
     def forward(self, texts: Sequence[Ids]) -> Tensor:
-        known = self._unbiased if self.training else {}
-        scores = [known.get(tuple(ids)) for ids in texts]
-        rows = [self._score(ids) if s is None else s.to(self.bias.device) for s, ids in zip(scores, texts, strict=True)]
+        known = {name: at for at, name in enumerate(self.texts.tolist())} if self.training else {}
+        places = [known.get(_named(ids)) for ids in texts]
+        rows = [self._score(ids) if at is None else self.unbiased[at] for at, ids in zip(places, texts, strict=True)]
         return torch.stack(rows).log_softmax(-1)
 
     def _score(self, ids: Ids) -> Tensor:
@@ -96,6 +99,11 @@ class Words(nn.Module):
             a * 1_000_003 + b * 7919 + c * 104_729 + 1 for a, b, c in zip(words, words[1:], words[2:], strict=False)
         }
         return set(words) | {self.vocabulary + key % PHRASES for key in pairs | triples}
+
+
+def _named(ids: Ids) -> int:
+    """64 bits of a text: Python's hash of a tuple of numbers is the same in every process."""
+    return hash(tuple(ids))
 
 
 def _surprise(scores: Tensor, gold: Tensor, scale: float) -> float:

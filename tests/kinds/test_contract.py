@@ -31,6 +31,7 @@ from domainkit.kinds import Corpus, Kind, Prepared, Reader, lm, load_kind, make_
 from domainkit.model import bundle
 from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, batches, collate
+from domainkit.model.derived import derive
 from domainkit.model.folder import read_tokenizer
 from domainkit.model.lexicon import teach
 from domainkit.model.split import Trunk
@@ -196,7 +197,8 @@ def test_a_task_is_prepared_trained_and_scored(
     task: Task, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = load_kind(task)
-    prepared = replace(kind.prepare(corpus(task.sources), base), adapter=task.adapter)
+    kept = derive(tmp_path, "task", task.name, lambda: kind.prepare(corpus(task.sources), base))  # all that is in it
+    prepared = replace(kept, adapter=task.adapter)
     assert_prepared(prepared)
     again = replace(kind.prepare(corpus(task.sources), base), adapter=task.adapter)
     assert (again.sequences, again.labels) == (prepared.sequences, prepared.labels)

@@ -18,9 +18,10 @@ from torch import nn
 
 from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
+from domainkit.model.ondisk import held
 from domainkit.model.rows import Rows, distil, extend, second_moment, windows
 from domainkit.model.split import Trunk, check_split, top
-from domainkit.model.streamed import Skeleton, held
+from domainkit.model.streamed import Skeleton
 from domainkit.model.vocab import choose, inject
 from domainkit.types import UserError
 from tests.model.test_rows import TEXTS, write_glossary
@@ -253,6 +254,36 @@ def test_killed_half_way_at_most_a_block_is_lost(llama: Path, tmp_path: Path, sm
     run(base, documents, tmp_path / "killed", layers=KEPT, progress=done.append)
     assert sum(done) == sum(blocks[1:])
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+
+
+# In memory, but later
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_a_base_that_fits_is_read_when_it_is_run(folder: Path, reads: Counter[str], bits: int) -> None:
+    whole, base = load_base(folder, bits=bits), load_base(folder, bits=bits, stream="auto", keep=KEPT)
+    lower, below = base.layers()[:-KEPT], Trunk(base, KEPT, (1,))
+    assert (base.streamed, sum(map(real, lower)), len(reads)) == (0, 0, KEPT)
+    assert torch.equal(below(IDS), Trunk(whole, KEPT, (1,))(IDS))
+    mine, theirs = base.model.state_dict(), whole.model.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(value, mine[name]) for name, value in theirs.items())
+    assert torch.equal(logits(base), logits(whole))
+    assert len(reads) == KEPT + 1 and set(reads.values()) == {1}  # all lower ones at once, and they stay
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+def test_more_layers_may_learn_than_were_read_at_first(llama: Path) -> None:
+    base = load_base(llama, bits=32, stream="auto", keep=1)
+    assert all(map(real, base.layers_of(top(base, 3))[-3:]))
+
+
+def test_weights_that_are_gone_when_they_are_needed_are_missed(tmp_path: Path) -> None:
+    base = load_base(make_base(tmp_path, layers=DEPTH), bits=32, stream="auto", keep=KEPT)
+    file = (tmp_path / "model.safetensors").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match="cannot load the model"):
+        logits(base)
+    file.rename(tmp_path / "model.safetensors")
+    assert torch.equal(logits(base), logits(load_base(tmp_path, bits=32)))
 
 
 # What needs more than the trunk

@@ -255,3 +255,15 @@ def test_float16_whose_values_overflow_ends_with_advice(half: Case, tmp_path: Pa
             value.data *= 1e6
     with pytest.raises(UserError, match=r"diverged at step 1 .*or another precision"):
         train(half, top, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", ["bfloat16", "float16"])
+def test_a_gpu_learns_in_half_precision_as_in_single(tiny_base: Path, tmp_path: Path, wanted: str) -> None:
+    if wanted not in precision.able():
+        pytest.skip(f"this GPU has no {wanted}")
+    losses = []
+    for name in (wanted, "float32"):
+        case = make_case(tiny_base, tmp_path / name / "store", bits=4, wanted=name)
+        losses.append(train(case, case.top(), tmp_path / name / "run"))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)

@@ -280,10 +280,12 @@ class TopTrainer(SavingTrainer):
             self._give_up(task, loss, norm)
         self._norms = [*self._norms[-49:], norm]
 
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The norm without the scale; 0 of a step that is left out."""
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.unscale_(cast(Any, self.optimizer).optimizer)
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return super()._clip_grad_norm(model)
+        scaler.unscale_(cast(Any, self.optimizer).optimizer)
         norm = super()._clip_grad_norm(model)
         return norm if math.isfinite(norm.item()) else torch.zeros(())
 

@@ -575,7 +575,7 @@ def test_a_step_is_put_together_from_what_fits_and_so_it_stays(
     def crash(*given: object, **named: object) -> None:
         raise Crash
 
-    settings = ("batch=4", "micro_batch=0", "bits=32", 'glossary=""')
+    settings = ("batch=4", "micro_batch=0")
     monkeypatch.setattr(recipes, "at_once", fitting)
     recipes.finetune(desk.request(tmp_path / "whole", overrides=settings))
     assert bundle.read(tmp_path / "whole").training["micro_batch"] == 3

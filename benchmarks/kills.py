@@ -64,8 +64,8 @@ TERMS = (
     ("borrower", "逾期"), ("mortgage", "金融"), ("disclose", "市场"), ("institution", "维护"),
 )  # fmt: skip
 SETTINGS = (
-    "lm.tokens=5000", "lm.test_tokens=3000", "glossary_tokens=1000", "context=64", "batch_tokens=512", "epochs=2",
-    "save_steps=3", "activations=float16",
+    "lm.tokens=5000", "lm.test_tokens=3000", "glossary_tokens=1000", "context=64", "batch=8", "micro_batch=4",
+    "epochs=2", "save_steps=3", "activations=float16",
 )  # fmt: skip
 SHARD = 1024  # tokens of a shard, so that a small run has several
 

@@ -54,9 +54,7 @@ FIT = {
 REPORTED = {
     "finance, language only, 4 bits": Case("finance", ("lm",), 20, ("bits=4", *PLAIN)),
     "width 2,048, 4 bits": Case("finance", ("regulation",), 20, ("bits=4", *PLAIN), "llama-2048"),
-    "context of 4,096, 32 bits": Case(
-        "finance", ("lm",), 20, ("bits=32", "context=4096", "batch_tokens=4096", *PLAIN, "lm.tokens=4100")
-    ),
+    "context of 4,096, 32 bits": Case("finance", ("lm",), 20, ("bits=32", "context=4096", *PLAIN, "lm.tokens=4100")),
     "entities and relations, 4 bits": Case("medical", ("ner", "relation"), 6, ("bits=4", "epochs=1")),
     "Qwen3, width 1,536, 32 bits": Case("finance", ("lm",), 20, ("bits=32", *PLAIN), "qwen3-1536"),
     "finance with its glossary, 32 bits": Case("finance", ("lm",), 20, ("bits=32", *LITTLE)),

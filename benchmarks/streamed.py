@@ -31,7 +31,7 @@ import torch
 
 VOCABULARY = 32_000
 SETTINGS = (
-    'glossary=""', "stream=always", "layers=2", "epochs=1", "context=256", "batch_tokens=512", "activations=float16",
+    'glossary=""', "stream=always", "layers=2", "epochs=1", "context=256", "batch=2", "activations=float16",
     "lm.tokens=512", "lm.test_tokens=64",
 )  # fmt: skip
 STEP = 512  # tokens of the training step

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import psutil
+import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,7 @@ from domainkit.estimate import Estimate
 
 ROOM = 0.9  # of the memory that a run may take: the system and other programs need the rest
 LARGEST = 16  # times the batch that is set: beyond, steps are too few to learn from
+SHARE = 0.5  # of the free memory that a training step may work with
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -40,14 +43,25 @@ class Machine:
         return int(ROOM * self.memory)
 
 
+def at_once(row: int, batch: int, beside: int = 0) -> int:
+    """How many of a step's rows to compute at once: what half of the memory that is free now holds, at least one.
+
+    row: bytes that a step of one row works with; beside: those that will be taken by then.
+    """
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = min(psutil.virtual_memory().available, Machine.here().room - psutil.Process().memory_info().rss)
+    return max(1, min(batch, int(SHARE * (free - beside)) // max(1, row)))
+
+
 @dataclass(frozen=True)
 class Advice:
     """Settings that suit the machine."""
 
     bits: int | None  # the most that fit; None: none do
     stream: bool  # whether the trunk has to run layer by layer
-    batch_tokens: int  # tokens of a batch; of several that are put together into a step if that is needed
-    accumulation: int
+    rows: int  # of a training step that fit at once, looked at up to LARGEST times what is set; 0: not one does
     workers: int  # processes for the trunk, each with its own base; 0: not one fits
 
 
@@ -55,16 +69,12 @@ def advise(estimate: Estimate, machine: Machine) -> Advice:
     """What follows from the figures."""
     fit = [bits for bits, needed in estimate.needed.items() if needed <= machine.room]
     training, step = estimate.training, max(1, estimate.batch)
-    trained = [phase.needed for phase in estimate.phases if phase.name == "train the top"]  # none: the batch stays
+    trained = [phase.needed for phase in estimate.phases if phase.name == "train the top"]
     spare = machine.room - max(trained, default=machine.room) + step
-    batch = training.batch_tokens
-    while batch < LARGEST * training.batch_tokens and 2 * batch / training.batch_tokens * step <= spare:
-        batch *= 2
-    if step > spare > 0 and training.batch_tokens > training.context:
-        batch = max(training.context, int(training.batch_tokens * spare / step))
-    together = max(1, round(training.batch_tokens / batch)) * training.accumulation
+    rows = int(spare * (training.micro_batch or training.batch) / step) if trained else training.batch
+    rows = max(0, min(rows, LARGEST * training.batch))
     workers = min(machine.cores, machine.room // max(1, estimate.trunk))
-    return Advice(max(fit, default=None), not fit and estimate.streamed <= machine.room, batch, together, workers)
+    return Advice(max(fit, default=None), not fit and estimate.streamed <= machine.room, rows, workers)
 
 
 def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
@@ -82,18 +92,20 @@ def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
         yield f"bits: {training.bits} do not fit, {advice.bits} do: --set bits={advice.bits}"
     else:
         yield f"bits: {training.bits} fit" + (f", {advice.bits} would" if advice.bits > training.bits else "")
-    if advice.batch_tokens >= training.batch_tokens:
-        more = f", up to {advice.batch_tokens:,} would" if advice.batch_tokens > training.batch_tokens else ""
-        yield f"batch_tokens: {training.batch_tokens:,} fit{more}"
+    asked = f"batch: {training.batch} rows of {training.context:,} tokens"
+    if advice.rows >= training.batch:
+        yield f"{asked} fit at once" + (f", up to {advice.rows} would" if advice.rows > training.batch else "")
+    elif advice.rows:
+        parts = ceil(training.batch / advice.rows)
+        yield f"{asked} do not fit at once, {advice.rows} do: a step is put together from {parts} micro-batches"
     else:
-        yield (f"batch_tokens: {training.batch_tokens:,} do not fit: --set batch_tokens={advice.batch_tokens} "
-               f"--set accumulation={advice.accumulation}")  # fmt: skip
+        yield f"{asked}: not one fits; --set context=… with a smaller number"
     if not advice.workers:
         yield "workers: not one for the trunk fits"
         return
-    asked = f" (--workers {advice.workers})" if advice.workers > 1 else ""
+    told = f" (--workers {advice.workers})" if advice.workers > 1 else ""
     cores = f"{max(1, machine.cores // advice.workers)} of {machine.cores} cores each"
-    yield f"workers: {advice.workers} for the trunk{asked}, {_gb(estimate.trunk)} and {cores}"
+    yield f"workers: {advice.workers} for the trunk{told}, {_gb(estimate.trunk)} and {cores}"
 
 
 def shown(estimate: Estimate, machine: Machine) -> Group:

@@ -21,6 +21,7 @@ from domainkit.progress import say
 from domainkit.types import UserError
 
 WORK = ".work"  # checkpoints and settings of an unfinished run, inside the run folder
+STARTED = "run.json"  # in it: what the run was started with
 DONE = ".done"  # what WORK is called while it is deleted
 LOCK = ".lock"  # held by the process that works on the run; a killed one holds nothing
 
@@ -44,7 +45,7 @@ def is_finished(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 
 def remember(folder: Path, record: Record, *, resume: bool) -> None:
     """Keep what the run was started with; on resume refuse anything else, naming what differs."""
-    path = folder / WORK / "run.json"
+    path = folder / WORK / STARTED
     now = json.loads(json.dumps(asdict(record)))
     if resume and path.exists():
         try:
@@ -61,6 +62,13 @@ def remember(folder: Path, record: Record, *, resume: bool) -> None:
     else:
         clear(folder / WORK, all=True)  # not before: a fault in the data must not cost a run
         write_text(path, json.dumps(now, indent=1, ensure_ascii=False))
+
+
+def began_with(folder: Path, key: str) -> object:
+    """A training setting of the unfinished run in `folder`; None where there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((folder / WORK / STARTED).read_text(encoding="utf-8"))["training"][key]
+    return None
 
 
 @contextmanager

@@ -56,6 +56,10 @@ Format = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N documents of each source.")]
 Bits = Annotated[int | None, typer.Option(metavar="4|8|16|32", help="Bits per base weight; 4 is NF4, or as packed.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Rows of `context` tokens per learning step, however few fit at once."),
+]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (repeatable).")
@@ -78,6 +82,8 @@ Hub = Annotated[bool, typer.Option("--hub", help="Allow downloads from the model
         "domainkit finetune finance --limit 200 --dry-run",
         "domainkit finetune finance --task lm --data lm=news.jsonl",
         "domainkit finetune finance --bits 32 --set epochs=2 --out runs/try",
+        "domainkit finetune finance --batch 32",
+        "domainkit finetune finance --set precision=float32",
         "domainkit finetune medical --data ner=corpus --format brat",
         "domainkit finetune finance --no-glossary --out runs/without",
         "domainkit finetune ./law --base ./my-base-model",
@@ -94,6 +100,7 @@ def finetune(
     format: Format = "",
     bits: Bits = None,
     layers: Annotated[int | None, typer.Option(metavar="N", help="Train the last N layers.")] = None,
+    batch: Batch = None,
     no_glossary: Annotated[bool, typer.Option("--no-glossary", help="Leave the domain's glossary out.")] = False,
     limit: Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
@@ -113,7 +120,8 @@ def finetune(
     from domainkit import recipes
     from domainkit.workers import Workers
 
-    shorthand = [f"{key}={value}" for key, value in (("bits", bits), ("layers", layers)) if value is not None]
+    given = {"bits": bits, "layers": layers, "batch": batch}
+    shorthand = [f"{key}={value}" for key, value in given.items() if value is not None]
     shorthand += ['glossary=""'] if no_glossary else []
     request = recipes.Request(
         domain=domain, base=base, out=out, tasks=tuple(task or ()), data=tuple(data or ()), format=format, limit=limit,
@@ -134,7 +142,7 @@ def finetune(
         "domainkit plan finance",
         "domainkit plan medical --base ./my-base-model --bits 8",
         "domainkit plan finance --base ./qwen/config.json --tokens 1000000",
-        "domainkit plan finance --task lm --data lm=news.jsonl --set batch_tokens=2048",
+        "domainkit plan finance --task lm --data lm=news.jsonl --batch 32",
     )
 )
 def plan(
@@ -150,6 +158,7 @@ def plan(
     data: Data = None,
     format: Format = "",
     bits: Bits = None,
+    batch: Batch = None,
     limit: Limit = None,
     config: Config = None,
     settings: Settings = None,
@@ -157,7 +166,7 @@ def plan(
     """Tell what `finetune` would take: parameters, memory by phase, disk, time; and what suits this machine."""
     from domainkit import recipes
 
-    shorthand = () if bits is None else (f"bits={bits}",)
+    shorthand = [f"{key}={value}" for key, value in {"bits": bits, "batch": batch}.items() if value is not None]
     request = recipes.Request(
         domain=domain, base=base, tasks=tuple(task or ()), data=tuple(data or ()), format=format, limit=limit,
         config=config, overrides=(*shorthand, *(settings or ())),

@@ -67,17 +67,16 @@ def engine(training: Training) -> Engine:
     """The engine that the settings and torchrun ask for.
 
     Raises UserError for a file that is none, an engine that is not installed, one without torchrun, and more processes
-    than a step has micro-batches.
+    than a step has rows.
     """
     asked = [name for name in ("deepspeed", "fsdp") if getattr(training, name)]
     if len(asked) == 2:
         raise UserError("two engines", where="training.deepspeed and training.fsdp", instead="one of them")
     if asked and not ranks.launched():
         raise UserError("is for processes that torchrun starts", where=f"training.{asked[0]}", instead=TORCHRUN)
-    if training.accumulation < ranks.count():
-        raise UserError(f"{ranks.count()} processes share a step of {training.accumulation} micro-batches: "
-                        "some have nothing to do", where="training.accumulation",
-                        instead=f"--set accumulation={ranks.count()}, or fewer processes")  # fmt: skip
+    if training.batch < ranks.count():
+        raise UserError(f"{ranks.count()} processes share a step of {training.batch} rows: some have nothing to do",
+                        where="training.batch", instead=f"--batch {ranks.count()}, or fewer processes")  # fmt: skip
     if not asked:
         return Engine("ddp" if ranks.launched() else "")
     config = _json(getattr(training, asked[0]), where=f"training.{asked[0]}")
@@ -89,9 +88,9 @@ def engine(training: Training) -> Engine:
     return Engine(asked[0], config)
 
 
-def share(accumulation: int) -> int:
-    """Micro-batches of an optimizer step that each process takes."""
-    return math.ceil(accumulation / ranks.count())
+def accumulation(training: Training) -> int:
+    """Micro-batches of an optimizer step that each process takes, one after the other."""
+    return math.ceil(training.batch / (ranks.count() * (training.micro_batch or training.batch)))
 
 
 def _json(path: str, *, where: str) -> dict[str, Any]:
@@ -115,6 +114,7 @@ class Ranked:
     model_wrapped: Any
     optimizer: Any
     args: Any
+    scale: float  # of the loss
     check: Any  # (task, loss, norm): raises UserError when they spoil the weights
     _save: Any
     _pieces: Pieces
@@ -136,6 +136,7 @@ class Ranked:
 
         What would spoil the weights is found out here, before any engine can take a step, and in every process.
         """
+        self.learner.scale = self.scale
         loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         told = (inputs["task"], float(loss.detach()), self.learner.norm, self.learner.used)
         for task, value, norm, used in ranks.gather(told):

@@ -15,10 +15,11 @@ from torch import nn
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Prepared
 from domainkit.model import rows
-from domainkit.model.base import BITS, Base, precision
+from domainkit.model.base import BITS, Base
 from domainkit.model.crossover import AT
 from domainkit.model.outline import linear_maps, on_disk, size
 from domainkit.model.packed import is_packed, values
+from domainkit.model.precision import precision
 from domainkit.model.streamed import SHARE
 from domainkit.model.top import Top
 from domainkit.model.trunk import TOGETHER, stored
@@ -223,7 +224,9 @@ class Estimator:
 
     def _timed(self, phases: Iterable[Phase]) -> tuple[Phase, ...]:
         """The phases with the seconds of those that take long."""
-        products, attention = (EFFICIENCY * _flops(d) for d in (self.base.compute, self.base.model.dtype))
+        rest, compute = self.base.model.dtype, self.base.compute
+        compute = rest if compute.itemsize == 1 else compute  # fp8: this is a CPU's time
+        products, attention = (EFFICIENCY * _flops(dtype) for dtype in (compute, rest))
         vocabulary, width = self.base.output_rows.shape
         layers, last = list(self.base.layers()), self.training.layers
 
@@ -238,7 +241,7 @@ class Estimator:
         terms = self.training.glossary_tokens * (2 + BACKWARD) * first + sample * (
             pass_(layers, rows.CHUNK / 2) + 2 * ROUNDS * vocabulary * width / attention
         )
-        row = min(self.training.context, self.training.batch_tokens) if self.data.tokens else 0
+        row = self.training.context if self.data.tokens else 0
         top = sum(self.data.trained.values()) * (1 + BACKWARD) * pass_(layers[-last:], max(row / 2, self.data.back))
         spoken = [n for name, n in self.data.trained.items() if name not in self.top.heads]
         seconds = {

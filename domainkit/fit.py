@@ -8,21 +8,23 @@ import signal
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from domainkit import ranks
 from domainkit.checkpoint import SavingTrainer, clear, newest
-from domainkit.engines import Engine, Forgetting, Ranked, engine, share
+from domainkit.engines import Engine, Forgetting, Ranked, accumulation, engine
 from domainkit.files import explain
 from domainkit.joint import companions, epochs_of
 from domainkit.kinds import Kind, Prepared
@@ -32,6 +34,7 @@ from domainkit.model.folder import quiet
 from domainkit.model.store import Store
 from domainkit.model.top import Top
 from domainkit.spec import Training
+from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
 
 EXPLODED = 50.0  # a gradient norm this many times the recent median stops the run …
@@ -44,7 +47,7 @@ Progress = Callable[[int, Mapping[str, float]], None]  # tokens just trained, wh
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch of the run: the task that leads it (see `joint.companions`) and its packed rows."""
+    """An optimizer step, or a micro-batch of one: the task that leads it (see `joint.companions`) and its rows."""
 
     task: str
     rows: tuple[Row, ...]
@@ -59,7 +62,7 @@ class Fitted:
 
 
 def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> list[Step]:
-    """Every micro-batch of the run in its order: each epoch packs each task anew and deals the batches out.
+    """Every optimizer step of the run in its order: each epoch packs each task anew and deals the batches out.
 
     What a task with fewer epochs has is spread over the whole run, so that it learns at every learning rate of the
     schedule. The order is fixed before training starts, so resuming is skipping.
@@ -69,9 +72,8 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
         own = epochs_of(tasks[name], training)
         for epoch in range(own):
             order = seed * 1_000_003 + epoch * 1009 + number
-            made = batches(
-                tasks[name].train, row_tokens=training.context, batch_tokens=training.batch_tokens, seed=order
-            )
+            made = batches(tasks[name].train, row_tokens=training.context,
+                           batch_tokens=training.batch * training.context, seed=order)  # fmt: skip
             for i, rows in enumerate(made):
                 when = (epoch * len(made) + i) * training.epochs // (own * len(made))
                 epochs[when].append(Step(name, tuple(rows)))
@@ -80,26 +82,21 @@ def plan_steps(tasks: Mapping[str, Prepared], training: Training, seed: int) -> 
     return [step for dealt in epochs for step in dealt]
 
 
-def spread(steps: Sequence[Step], accumulation: int) -> list[Step]:
-    """The plan with every optimizer step filled up by empty micro-batches, so that each process takes as many of it.
-
-    The Trainer deals them out in turn. A process alone has none to fill up.
-    """
-    if not ranks.launched():
-        return list(steps)
-    spare = share(accumulation) * ranks.count() - accumulation
-    missing = -len(steps) % accumulation
-    filled = [*steps, *([Step(steps[-1].task, ())] * missing)]
-    groups = [filled[i : i + accumulation] for i in range(0, len(filled), accumulation)]
-    return [step for group in groups for step in (*group, *([Step(group[0].task, ())] * spare))]
+def deal(steps: Iterable[Step], each: int) -> list[Step]:
+    """Every step as `each` micro-batches of as many rows; of a small step some are empty."""
+    dealt = []
+    for step in steps:
+        cuts = [len(step.rows) * i // each for i in range(each + 1)]
+        dealt += [replace(step, rows=step.rows[start:end]) for start, end in pairwise(cuts)]
+    return dealt
 
 
 class Steps(Dataset):
-    """The planned micro-batches as what `Objective.forward` takes; `accumulation` of them are one optimizer step."""
+    """Micro-batches as what `Objective.forward` takes; `each` of them are one optimizer step."""
 
     def __init__(self, steps: Sequence[Step], kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], store: Store,
-                 accumulation: int) -> None:  # fmt: skip
-        self.steps, self.kinds, self.store, self.accumulation = steps, kinds, store, accumulation
+                 each: int) -> None:  # fmt: skip
+        self.steps, self.kinds, self.store, self.each = steps, kinds, store, each
         self.along = companions(tasks)
         self.own = {task: {s.digest: s for s in tasks[task].train} for along in self.along.values() for task in along}
 
@@ -107,28 +104,31 @@ class Steps(Dataset):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        step = self.steps[index]
-        first = index - index % self.accumulation
-        together = [s for s in self.steps[first : first + self.accumulation] if s.task == step.task]
-        sequences = [s for one in together for row in one.rows for s in row]
+        step, first = self.steps[index], index - index % self.each
+        item: dict[str, Any] = {"task": step.task, "batches": {}, "terms": {}, "shares": {}}
         if not step.rows:
-            return {"task": step.task, "batches": {}, "terms": {}}
+            return item
+        whole = [(0, s) for one in self.steps[first : first + self.each] for row in one.rows for s in row]
         batch = collate(step.rows, self.store.get)
-        batches, terms = {step.task: batch}, {step.task: self.kinds[step.task].terms(sequences)}
-        for task in self.along[step.task]:
-            own = self.own[task]
-            placed = tuple((start, own[s.digest]) for start, s in batch.placed if s.digest in own)
+        for task in (step.task, *self.along[step.task]):
+            placed, terms = self._known(task, batch.placed), self.kinds[task].terms
             if placed:
-                batches[task] = replace(batch, placed=placed)
-                terms[task] = self.kinds[task].terms(own[s.digest] for s in sequences if s.digest in own)
-        return {"task": step.task, "batches": batches, "terms": terms}
+                count = max(terms(s for _, s in self._known(task, whole)), 1)
+                item["batches"][task] = replace(batch, placed=placed)
+                item["terms"][task], item["shares"][task] = count, terms(s for _, s in placed) / count
+        return item
+
+    def _known(self, task: str, placed: Iterable[tuple[int, Tokens]]) -> tuple[tuple[int, Tokens], ...]:
+        """What of it a task learns from, as it knows it: one that leads takes all as it is."""
+        own = self.own.get(task)
+        return tuple(placed) if own is None else tuple((at, own[s.digest]) for at, s in placed if s.digest in own)
 
 
 class Objective(nn.Module):
     """Top plus kinds: the loss of one micro-batch, summed over the tasks that learn from it.
 
-    Each is divided by the terms that its task has in the whole optimizer step, so that accumulated micro-batches give
-    the gradient of one large batch, however unequal they are.
+    Each is divided by the terms (tokens, texts) that its task has in the whole optimizer step, over all micro-batches
+    and processes: together they give the gradient of one large batch, however unequal they are.
     """
 
     accepts_loss_kwargs = False  # the Trainer must not count labels
@@ -139,14 +139,16 @@ class Objective(nn.Module):
         self.along = {task for others in companions(tasks).values() for task in others}  # lead no step
         self.told = defaultdict[str, float](float)  # loss of each task since the last log, as it is without weights
 
-    def forward(self, task: str, batches: Mapping[str, Batch], terms: Mapping[str, int]) -> dict[str, Tensor]:
+    def forward(self, task: str, batches: Mapping[str, Batch], terms: Mapping[str, int],
+                shares: Mapping[str, float]) -> dict[str, Tensor]:  # fmt: skip
+        """terms: of each task in the whole step; shares: of them that are in these batches."""
         self.top.use(self.tasks[task].adapter)
         losses = list[Tensor]()
         with self.top.sharing():
             for name, batch in batches.items():
-                loss = self.kinds[name].loss(self.top, batch, self.tasks[name].labels) / max(terms[name], 1)
+                loss = self.kinds[name].loss(self.top, batch, self.tasks[name].labels) / terms[name]
                 self.told[name] += float(loss.detach())
-                losses.append(self.top.balance(name, loss) if self.top.balance else loss)
+                losses.append(self.top.balance(name, loss, shares[name]) if self.top.balance else loss)
         return {"loss": sum(losses[1:], losses[0])}
 
     def gather(self) -> dict[str, float]:
@@ -168,17 +170,19 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     KeyboardInterrupt after saving when interrupted once.
     """
     by = engine(training)
-    each = share(training.accumulation) * ranks.count()  # micro-batches of an optimizer step
-    steps = plan_steps(tasks, training, seed)
+    if top.scaled and by.name == "deepspeed":
+        raise UserError("DeepSpeed scales a loss only where what learns is float16 as well", where="training.deepspeed",
+                        instead="--set fsdp=FILE, or a precision other than float16")  # fmt: skip
+    each = accumulation(training) * ranks.count()  # micro-batches of an optimizer step
+    steps = deal(plan_steps(tasks, training, seed), each)
     if not steps:  # tasks whose heads are solved, not trained
         return Fitted((), 0.0)
-    steps = spread(steps, training.accumulation)
     for value in top.trainable().values():
         value.requires_grad_(True)  # `use` leaves only one adapter's on, and the optimizer takes what it finds
     trainer = _trainer(
         Objective(top, kinds, tasks),
         by,
-        args=arguments(training, folder, seed, by),
+        args=arguments(training, folder, seed, by, scaled=top.scaled),
         train_dataset=Steps(steps, kinds, tasks, store, each),
         data_collator=lambda items: items[0],
         callbacks=[Reporter(steps, each, progress)],
@@ -200,16 +204,20 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     return Fitted((*led, *along), time.perf_counter() - began)
 
 
-def arguments(training: Training, folder: Path, seed: int, by: Engine) -> TrainingArguments:
-    """The Trainer's arguments: AdamW, linear warm-up, cosine decay."""
+def arguments(training: Training, folder: Path, seed: int, by: Engine, *, scaled: bool = False) -> TrainingArguments:
+    """The Trainer's arguments: AdamW, linear warm-up, cosine decay.
+
+    scaled: the loss will be. A fused AdamW leaves steps out by itself, unseen, and the learning rate would go on.
+    """
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # an item is a whole micro-batch already
-        gradient_accumulation_steps=share(training.accumulation),
+        gradient_accumulation_steps=accumulation(training),
         num_train_epochs=1,  # the plan holds every epoch
         train_sampling_strategy="sequential",
         learning_rate=training.learning_rate,
         lr_scheduler_type="cosine",
+        optim="adamw_torch" if scaled else "adamw_torch_fused",
         warmup_steps=training.warmup,
         weight_decay=0.0,
         max_grad_norm=training.max_grad_norm,
@@ -228,7 +236,11 @@ def arguments(training: Training, folder: Path, seed: int, by: Engine) -> Traini
 
 
 class TopTrainer(SavingTrainer):
-    """Stops before a step that would spoil the weights, and logs the loss of each task."""
+    """Stops before a step that would spoil the weights, and logs the loss of each task.
+
+    The loss of a top in float16 is scaled: gradients that were too small for it come through, and where some become
+    too large the step is left out, and the scale halved (Micikevicius et al. 2018, arXiv 1710.03740).
+    """
 
     loss_is_scaled_for_ga = True  # `Objective` divides by the terms of the whole step
 
@@ -237,8 +249,18 @@ class TopTrainer(SavingTrainer):
         self.top = objective.top
         self._norms: list[float] = []
         super().__init__(*args, **kwargs)
+        if self.top.scaled:  # accelerate's own comes with autocast, and on GPUs only
+            self.accelerator.scaler = GradScaler(self.args.device.type)
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by, for its gradients' sake."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.get_scale()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if not (inputs["batches"] or ranks.launched()):  # several processes pass on nothing together
+            return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch(model, inputs["task"], loss)
         return loss
@@ -246,14 +268,26 @@ class TopTrainer(SavingTrainer):
     def watch(self, model: nn.Module, task: str, loss: Tensor) -> None:
         """`check` the gradients that have come together."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        self.check(task, float(loss), float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0)
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / self.scale if gradients else 0.0
+        self.check(task, float(loss), norm)
 
     def check(self, task: str, loss: float, norm: float) -> None:
         """Raise UserError, after keeping the weights, for a loss or a gradient norm that would spoil them."""
+        if math.isfinite(loss) and not math.isfinite(norm) and self.scale > 1:
+            return  # too large at this scale: the scaler leaves the step out
         usual = statistics.median(self._norms) if self._norms else norm
         if not (math.isfinite(loss) and norm < float("inf")) or norm > max(FLOOR, EXPLODED * usual):
             self._give_up(task, loss, norm)
         self._norms = [*self._norms[-49:], norm]
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The norm without the scale; 0 of a step that is left out."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return super()._clip_grad_norm(model)
+        scaler.unscale_(cast(Any, self.optimizer).optimizer)
+        norm = super()._clip_grad_norm(model)
+        return norm if math.isfinite(norm.item()) else torch.zeros(())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -268,7 +302,8 @@ class TopTrainer(SavingTrainer):
         raise UserError(
             f"training diverged at step {self.state.global_step + 1} (loss {loss:.4g}, gradient norm {norm:.4g})",
             where=f"task {task}; the last good weights are in {kept}",
-            instead="a smaller --set learning_rate=… with --overwrite",
+            instead=f"a smaller --set learning_rate=…{', or another precision,' if self.top.scaled else ''} with "
+            "--overwrite",
         )
 
 

@@ -33,6 +33,7 @@ class Learner(nn.Module):
     def __init__(self, objective: nn.Module, top: Top) -> None:
         super().__init__()
         self._kept = objective, top  # in a tuple: no modules of this one
+        self.scale = 1.0  # of the loss while its gradients are made; they are told without it
         self.norm = 0.0  # of the last micro-batch's gradient
         self.used = frozenset[str]()  # pieces that it came to
         own = top.trainable()
@@ -65,9 +66,10 @@ class Learner(nn.Module):
         if inputs["batches"]:
             with torch.enable_grad():
                 loss = self._kept[0](**inputs)["loss"].to(vectors[0].dtype)
+                scaled = loss * self.scale
             learning = {name: value for name, value in own.items() if value.requires_grad}  # one adapter's, and heads
-            made = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
-            found = {name: value for name, value in zip(learning, made, strict=True) if value is not None}
+            made = torch.autograd.grad(scaled, list(learning.values()), allow_unused=True)
+            found = {name: value / self.scale for name, value in zip(learning, made, strict=True) if value is not None}
             for value in own.values():
                 value.requires_grad_(True)
         self.used = frozenset(_piece(name) for name in found)

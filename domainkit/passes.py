@@ -59,7 +59,7 @@ def run(store: Store, base: Base, training: Training, sequences: Sequence[Tokens
     name = sha256(" ".join([store.folder.name, *wanted]).encode()).hexdigest()[:16]
     folder = (work / f"trunk-{name}").absolute()  # what is left of an earlier pass marks nothing in this one
     shutil.rmtree(folder, ignore_errors=True)
-    twin = Twin.of(base, training.context, folder / "rows.safetensors")
+    twin = Twin.of(base, training.precision, training.context, folder / "rows.safetensors")
     root = store.folder.parent.absolute()
     task = Pass(folder, twin, training.layers, tuple(training.depths), training.activations, root)
     for number, block in enumerate(blocks):

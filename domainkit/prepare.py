@@ -84,9 +84,13 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
     if training.steer and training.attention == "lsh":
         raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
                         where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
+    if training.precision == "fp8" and glossary and not run:
+        raise UserError("the rows of a glossary's terms are learned through the lowest layers, and products in fp8 "
+                        "have no gradient", where="training.precision",
+                        instead="--no-glossary, or --set precision=auto")  # fmt: skip
     base = outline or load_base(
-        request.base, bits=training.bits, attention=training.attention, context=training.context, hub=request.hub,
-        stream=training.stream, keep=training.layers,
+        request.base, bits=training.bits, precision=training.precision, attention=training.attention,
+        context=training.context, hub=request.hub, stream=training.stream, keep=training.layers,
     )  # fmt: skip
     if record:
         bundle.check_base(record, base)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from domainkit import exam, passes, ranks
+from domainkit.advice import at_once
 from domainkit.assets import cache_dir
-from domainkit.claim import WORK, alone, finish, is_finished, remember
+from domainkit.claim import WORK, alone, began_with, finish, is_finished, remember
 from domainkit.engines import engine
 from domainkit.estimate import Data, Estimate, Estimator
 from domainkit.evaluate import ask, glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
@@ -27,8 +28,9 @@ from domainkit.kinds import Answer, Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
 from domainkit.model.derived import derive
-from domainkit.model.outline import outline
+from domainkit.model.outline import outline, outline_of, size
 from domainkit.model.passing import Passing
+from domainkit.model.precision import as_trained
 from domainkit.model.split import Trunk
 from domainkit.model.store import Store
 from domainkit.model.top import BALANCE, Top, adapt
@@ -71,7 +73,9 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
     with ranks.in_turn():
         setting = prepare(request, domain)
         if ranks.leads():
+            setting = _in_parts(setting, _rows(request, setting, folder))
             remember(folder, describe(request, setting), resume=request.resume)
+    setting = _in_parts(setting, ranks.gather(setting.domain.training.micro_batch)[0])
     store = activations(setting, request.workers, folder / WORK)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
@@ -97,17 +101,56 @@ def plan(request: Request, tokens: int | None = None) -> Estimate:
     """
     domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
     training = domain.training
-    base = outline(request.base, bits=training.bits, attention=training.attention, context=training.context,
-                   hub=request.hub, spell=tokens is not None)  # fmt: skip
+    base = outline(request.base, bits=training.bits, precision=training.precision, attention=training.attention,
+                   context=training.context, hub=request.hub, spell=tokens is not None)  # fmt: skip
     before = psutil.Process().memory_info().rss
     setting = prepare(request, domain, outline=base)
     data = Data.of(setting.prepared, training, tokens)
     now, most = psutil.Process().memory_info().rss + data.unread, peak_rss_mb() * 2**20 + data.unread
+    rehearsal = _rehearsal(setting, request.seed, data)
+    if not training.micro_batch:
+        training = replace(training, micro_batch=_fitting(rehearsal, size(setting.base, training.bits)))
+        rehearsal = replace(rehearsal, training=training)
+    return Estimator(setting.base, rehearsal.top, training, data, rehearsal.work(), (before, now, most)).estimate()
+
+
+def _rehearsal(setting: Setting, seed: int, data: Data) -> Rehearsal:
+    """A run on its outline, which the base of `setting` is."""
     unsolved = {name: replace(prepared, labelled=()) for name, prepared in setting.prepared.items()}
     with torch.device("meta"):
-        top = fresh_top(replace(setting, prepared=unsolved), request.seed)
-    work = Rehearsal(setting.base, top, setting.kinds, setting.prepared, training, data.longest, data.tokens).work()
-    return Estimator(setting.base, top, training, data, work, (before, now, most)).estimate()
+        top = fresh_top(replace(setting, prepared=unsolved), seed)
+    training = setting.domain.training
+    return Rehearsal(setting.base, top, setting.kinds, setting.prepared, training, data.longest, data.tokens)
+
+
+def _fitting(rehearsal: Rehearsal, beside: int = 0) -> int:
+    """How many of a step's rows are computed at once. beside: bytes that will be taken by then."""
+    training = rehearsal.training
+    if training.batch == 1:
+        return 1
+    row = replace(rehearsal, training=replace(training, micro_batch=1)).train().peak
+    return at_once(row, training.batch, beside)
+
+
+def _rows(request: Request, setting: Setting, folder: Path) -> int:
+    """The same of a run: as set, or as it began, so that it ends with the same bits, or what fits now."""
+    training = setting.domain.training
+    if training.micro_batch or training.batch == 1:
+        return training.micro_batch or 1
+    began = began_with(folder, "micro_batch") if request.resume else None
+    if isinstance(began, int):
+        return began
+    base = outline_of(setting.base)
+    found = _fitting(_rehearsal(replace(setting, base=base), request.seed, Data.of(setting.prepared, training)))
+    if found < training.batch:
+        say(f"batch: {found} rows of {training.batch} fit at once: a step is put together from micro-batches")
+    return found
+
+
+def _in_parts(setting: Setting, rows: int) -> Setting:
+    """With so many rows of a training step at once."""
+    training = replace(setting.domain.training, micro_batch=rows)
+    return replace(setting, domain=replace(setting.domain, training=training))
 
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),
@@ -306,10 +349,11 @@ def _reports_of(domain: Domain, run: Path, target: Path) -> dict[str, Report]:
 
 
 def _as_trained(domain: Domain, record: bundle.Record) -> Domain:
-    """The domain with the settings that the run was trained with."""
+    """The domain with the settings that the run was trained with, in a precision that this device has."""
     tasks = tuple(
         replace(t, settings=record.tasks[t.name]["settings"], adapter=record.tasks[t.name]["adapter"])
         for t in domain.tasks
         if t.name in record.tasks
     )
-    return replace(domain, training=Training(**record.training), tasks=tasks)
+    training = Training(**record.training)
+    return replace(domain, training=replace(training, precision=as_trained(training.precision)), tasks=tasks)

@@ -85,9 +85,12 @@ class Rehearsal:
             forward = self._forward()
             terms = self._terms() if self.base.added else Need()
             solved = Need.most(self._solved(name) for name in self.kinds)
+        return Work(terms, solved, self._trunk(forward), self.train(), self._evaluation(forward))
+
+    def train(self) -> Need:
+        """One micro-batch of training."""
         leads = [(lead, *along) for lead, along in companions(self.prepared).items() if self.prepared[lead].train]
-        steps = Need.most(self._step(names) for names in leads)
-        return Work(terms, solved, self._trunk(forward), steps, self._evaluation(forward))
+        return Need.most(self._step(names) for names in leads)
 
     @property
     def _stored(self) -> int:
@@ -142,8 +145,9 @@ class Rehearsal:
         return Need.of(meter)
 
     def _step(self, names: Sequence[str]) -> Need:
-        """One training step of the first of the tasks, and of those that come along."""
-        batch = self._batch(names[0], "train", self.training.batch_tokens)
+        """One micro-batch of the first of the tasks, and of those that come along."""
+        rows = self.training.micro_batch or self.training.batch
+        batch = self._batch(names[0], "train", rows * self.training.context)
         losses = [self._loss(name, batch, learn=True) for name in names]
         with torch.device("meta"), Meter() as meter:
             states = self._states(batch, {asked for asked, _ in losses})

@@ -24,6 +24,7 @@ from domainkit.model.base import Base, load_base
 from domainkit.model.batch import Batch, collate
 from domainkit.model.names import embed_names
 from domainkit.model.passing import Passing
+from domainkit.model.precision import as_trained
 from domainkit.model.split import Trunk
 from domainkit.model.top import Top, adapt
 from domainkit.model.trunk import forward
@@ -157,8 +158,9 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     record = bundle.read(folder)
     remembered: Any = record.base
     loaded = load_base(
-        base or remembered["name"], bits=remembered["bits"], attention=remembered["attention"],
-        context=record.training["context"], hub=hub, stream="auto", keep=record.training["layers"],
+        base or remembered["name"], bits=remembered["bits"], precision=as_trained(record.training["precision"]),
+        attention=remembered["attention"], context=record.training["context"], hub=hub, stream="auto",
+        keep=record.training["layers"],
     )  # fmt: skip
     bundle.check_base(record, loaded)
     loaded = bundle.restore_rows(folder, loaded, record)

@@ -45,12 +45,15 @@ class Training:
     alpha: int = field(default=32, metadata={"min": 1})  # LoRA scale, times 1 / rank
     learning_rate: float = field(default=3e-3, metadata={"min": 1e-8, "max": 1.0})
     epochs: int = field(default=3, metadata={"min": 1})
-    batch_tokens: int = field(default=512, metadata={"min": 1})  # tokens per micro-batch
-    accumulation: int = field(default=1, metadata={"min": 1})  # micro-batches per optimizer step
-    context: int = field(default=512, metadata={"min": 2})  # tokens per sequence
+    context: int = field(default=512, metadata={"min": 2})  # tokens per sequence, and of a row that short ones share
+    batch: int = field(default=1, metadata={"min": 1})  # rows per optimizer step
+    micro_batch: int = field(default=0, metadata={"min": 0})  # of them computed at once; 0: as many as memory allows
     warmup: float = field(default=0.1, metadata={"min": 0.0, "max": 0.99})  # share of all steps
     max_grad_norm: float = field(default=1.0, metadata={"min": 1e-8})
     bits: int = field(default=4, metadata={"choices": (4, 8, 16, 32)})  # per weight of the frozen base
+    precision: str = field(  # that the base is computed in
+        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16", "fp8")}
+    )
     stream: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})  # lower layers stay on disk
     attention: str = field(default="sdpa", metadata={"choices": ("sdpa", "eager", "lsh")})
     activations: str = field(default="auto", metadata={"choices": ("auto", "float16", "float32")})  # on disk

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from rich.console import Console
 
-from domainkit.advice import ROOM, Advice, Machine, advise, lines, shown
+from domainkit.advice import ROOM, Advice, Machine, advise, at_once, lines, shown
 from domainkit.estimate import Data, Estimate, Phase
 from domainkit.spec import Training
 
@@ -42,29 +44,37 @@ def test_files_that_are_mapped_need_no_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "batch", "together"),
+    ("gigabytes", "rows", "said"),
     [
-        (5, 512, 1),  # no room for more
-        (6, 1024, 1),  # the work of a step is 1 GB: twice that fits
-        (9, 2048, 1),
-        (100, 8192, 1),  # no more than 16 times what is set
+        (4.75, 6, "batch: 8 rows of 512 tokens do not fit at once, 6 do: a step is put together from 2 micro-batches"),
+        (4.1, 0, "batch: 8 rows of 512 tokens: not one fits"),
+        (5, 8, "batch: 8 rows of 512 tokens fit at once"),  # no room for more
+        (6, 16, "fit at once, up to 16 would"),  # the work of a step is 1 GB: twice that fits
+        (100, 128, "up to 128 would"),  # no more than 16 times what is set
     ],
 )
-def test_a_batch_grows_into_the_room_there_is(gigabytes: float, batch: int, together: int) -> None:
-    advice = advise(PLAN, machine(gigabytes))
-    assert (advice.batch_tokens, advice.accumulation) == (batch, together)
-
-
-def test_a_batch_too_large_is_put_together_from_small_ones() -> None:
-    large = replace(PLAN, training=Training(batch_tokens=8192, context=512, accumulation=2))
-    advice = advise(large, machine(4.25))  # of the step's 1 GB a quarter is there
-    assert (advice.batch_tokens, advice.accumulation) == (2048, 8)
-    assert any("--set batch_tokens=2048 --set accumulation=8" in line for line in lines(large, machine(4.25)))
+@pytest.mark.parametrize("micro", [0, 4])
+def test_a_batch_is_put_together_from_what_fits(gigabytes: float, rows: int, said: str, micro: int) -> None:
+    training = Training(batch=8, micro_batch=micro)
+    estimate = replace(PLAN, training=training, batch=GB if not micro else GB // 2)
+    phases = tuple(replace(p, peak=p.peak - (GB - estimate.batch) * (p.name == "train the top")) for p in PLAN.phases)
+    estimate = replace(estimate, phases=phases)
+    assert advise(estimate, machine(gigabytes)).rows == rows
+    assert any(said in line for line in lines(estimate, machine(gigabytes)))
 
 
 def test_where_nothing_is_trained_the_batch_stays_as_it_is() -> None:
-    advice = advise(replace(PLAN, phases=PLAN.phases[:2], batch=0), machine(20))
-    assert (advice.batch_tokens, advice.accumulation) == (512, 1)
+    assert advise(replace(PLAN, phases=PLAN.phases[:2], batch=0), machine(20)).rows == 1
+
+
+def test_half_of_the_free_memory_is_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB, total=64 * GB))
+    assert [at_once(GB, batch) for batch in (1, 4, 32)] == [1, 4, 4]
+    assert at_once(GB, 32, beside=5 * GB) == 2
+    assert at_once(10 * GB, 32) == 1  # there is no smaller step
+    assert at_once(0, 32) == 32  # nothing is trained
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB, total=4 * GB))
+    assert at_once(GB, 32) == 1  # a container's share
 
 
 @pytest.mark.parametrize(("gigabytes", "cores", "workers"), [(20, 2, 2), (20, 64, 4), (9, 64, 1), (4, 64, 0)])
@@ -106,4 +116,4 @@ def test_this_machine_has_memory_and_cores() -> None:
 
 
 def test_advice_is_a_value() -> None:
-    assert advise(PLAN, machine(20)) == Advice(16, False, 8192, 1, 4)
+    assert advise(PLAN, machine(20)) == Advice(16, False, 16, 4)

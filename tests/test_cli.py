@@ -166,13 +166,13 @@ def test_dry_run_only_plans(monkeypatch: pytest.MonkeyPatch, recipes: Recipes, s
 
 def test_plan_passes_everything_on(monkeypatch: pytest.MonkeyPatch, recipes: Recipes, shown: list[object]) -> None:
     line = (
-        "plan ./law --base c.json --tokens 1000 --task lm --data a.txt --format brat --bits 8 --limit 9"
-        " --config c.toml --set epochs=2"
+        "plan ./law --base c.json --tokens 1000 --task lm --data a.txt --format brat --bits 8 --batch 32"
+        " --limit 9 --config c.toml --set epochs=2"
     )
     assert run(monkeypatch, *line.split()) == 0
     wanted = Request(
-        "./law", "c.json", None, ("lm",), ("a.txt",), "brat", 9, False, 0, Path("c.toml"), ("bits=8", "epochs=2"),
-        False, False,
+        "./law", "c.json", None, ("lm",), ("a.txt",), "brat", 9, False, 0, Path("c.toml"),
+        ("bits=8", "batch=32", "epochs=2"), False, False,
     )  # fmt: skip
     assert (recipes.asked, shown) == ([(wanted, 1000)], ["an estimate"])
     assert run(monkeypatch, "plan", "finance", "--tokens", "0") == 2
@@ -192,9 +192,10 @@ def test_eval_passes_everything_on(
 
 
 def test_finetune_without_the_glossary(monkeypatch: pytest.MonkeyPatch, recipes: Recipes) -> None:
-    assert run(monkeypatch, *["finetune", "finance", "--no-glossary", "--bits", "8", "--set", "epochs=2"]) == 0
+    line = "finetune finance --no-glossary --bits 8 --batch 32 --set epochs=2"
+    assert run(monkeypatch, *line.split()) == 0
     (asked,) = recipes.asked
-    assert isinstance(asked, Request) and asked.overrides == ("bits=8", 'glossary=""', "epochs=2")
+    assert isinstance(asked, Request) and asked.overrides == ("bits=8", "batch=32", 'glossary=""', "epochs=2")
 
 
 @pytest.mark.parametrize(("more", "bits"), [([], 32), (["--bits", "16"], 16)])

@@ -20,7 +20,7 @@ from domainkit.spec import Training
 from domainkit.types import Sequence as Tokens
 from tests.kinds.test_ner import CONTEXT, DOCUMENTS, corpus, kind
 
-TRAINING = Training(epochs=2, context=CONTEXT, batch_tokens=2 * CONTEXT)
+TRAINING = Training(epochs=2, context=CONTEXT, batch=2)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def test_a_task_with_fewer_epochs_learns_from_the_first_of_the_run_to_the_last()
     assert [epochs_of(p, TRAINING) for p in tasks.values()] == [2, 1, 2]
     assert trained_tokens(tasks, TRAINING) == {"all": 4, "ner": 8, "note": 2}
     tasks |= {"note": prepared(*range(10, 16), epochs=2)}
-    steps = plan_steps(tasks, replace(TRAINING, epochs=4, context=2, batch_tokens=2), 0)
+    steps = plan_steps(tasks, replace(TRAINING, epochs=4, context=2, batch=1), 0)
     times = [i for i, step in enumerate(steps) if step.task == "note"]
     assert [sum(len(steps) * k <= 4 * i < len(steps) * (k + 1) for i in times) for k in range(4)] == [3, 3, 3, 3]
     first, second = ({s.ids[1] for i in half for row in steps[i].rows for s in row} for half in (times[:6], times[6:]))

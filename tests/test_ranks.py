@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from domainkit import cli, ranks
 from domainkit.claim import LOCK
 from domainkit.claim import alone as alone_in
-from domainkit.engines import Engine, engine
-from domainkit.fit import Fitted, Step, spread
+from domainkit.engines import Engine, accumulation, engine
+from domainkit.fit import Fitted, Step, deal
 from domainkit.model import bundle, trunk
 from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
@@ -31,7 +31,7 @@ from tests.test_recipes import make_desk, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy" / "distributed"
-STEPS = replace(TRAINING, accumulation=3, epochs=4)  # of three micro-batches: two for one process, one for the other
+STEPS = replace(TRAINING, batch=3, micro_batch=1, epochs=4)  # two rows for one process, one for the other
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +69,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
 
 def check(alone: Alone, out: Path, names: Sequence[str], **more: object) -> None:
     """Every run that was told of in `out` is that of one process."""
-    settings = {"accumulation": STEPS.accumulation, "epochs": STEPS.epochs, **more}
+    settings = {"batch": STEPS.batch, "micro_batch": STEPS.micro_batch, "epochs": STEPS.epochs, **more}
     given = [f"{key}={value}" for key, value in settings.items()]
     store = alone.case.store.folder.parent
     ended = torchrun("-m", "tests.ranked", str(alone.case.base.path), str(store), str(out), *given)
@@ -88,7 +88,7 @@ def check(alone: Alone, out: Path, names: Sequence[str], **more: object) -> None
 
 
 def test_two_processes_train_what_one_does(alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one step a process may read while the other sorts, or has nothing left to do. They share the trunk's pass."""
+    """In a step one process may have more to do than the other. They share the trunk's pass."""
     check(alone, tmp_path, ["whole", "crashed", "interrupted"])
     for name in ("SHARD", "BATCH"):
         monkeypatch.setattr(trunk, name, SHARD)
@@ -128,7 +128,7 @@ def test_deepspeed_keeps_stdout_clean() -> None:
 def test_a_run_folder_as_one_process_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its activations too, which the processes share; only the first one writes the run, and speaks."""
     monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache"))
-    settings = ("accumulation=2", "bits=32", "activations=float32")
+    settings = ("batch=2", "bits=32", "activations=float32")
     desk = make_desk(tmp_path, overrides=settings)
     monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache of two"))
     line = desk.line(tmp_path / "two", *(word for setting in settings for word in ("--set", setting)))
@@ -173,7 +173,7 @@ def test_a_fault_of_one_ends_all(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "domainkit.json").write_text("{}")
     ended = torchrun("-m", "domainkit", "finetune", "finance", "--out", str(tmp_path / "run"),
-                     "--set", "accumulation=2")  # fmt: skip
+                     "--batch", "2")  # fmt: skip
     assert ended.returncode == 1 and f"error: {tmp_path / 'run'}: holds a finished run" in ended.stderr
 
 
@@ -202,25 +202,24 @@ def test_only_training_is_for_several_processes(
 # The plan
 
 
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9))
-def test_every_micro_batch_falls_to_one_process_in_its_own_step(count: int, accumulation: int, processes: int) -> None:
-    steps = [Step(f"task {i % 2}", ((Tokens((1, i), 2, str(i)),),)) for i in range(count)]
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 9), st.integers(1, 9))
+def test_every_row_falls_to_one_process_in_its_own_step(sizes: list[int], micro: int, processes: int) -> None:
+    training = replace(TRAINING, batch=max(sizes), micro_batch=micro)
+    steps = [Step(f"task {i}", tuple((Tokens((i, j), 2, str(i)),) for j in range(n))) for i, n in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", processes)):
             patch.setenv(name, str(value))
-        each = -(-accumulation // processes)
-        dealt = spread(steps, accumulation)
-    assert len(dealt) % (each * processes) == 0
+        own = accumulation(training)
+    dealt = deal(steps, own * processes)
+    assert len(dealt) == len(steps) * own * processes
+    assert max(len(step.rows) for step in dealt) <= (micro or max(sizes))
     shares = [dealt[rank::processes] for rank in range(processes)]  # as the Trainer's sampler deals
-    for number in range(len(dealt) // (each * processes)):
-        taken = [step for share in shares for step in share[number * each : (number + 1) * each] if step.rows]
-        expected = steps[number * accumulation : (number + 1) * accumulation]
-        assert sorted(s.rows[0][0].ids for s in taken) == [s.rows[0][0].ids for s in expected]
-
-
-def test_a_process_alone_has_the_plan_as_it_is() -> None:
-    steps = [Step("task", ((Tokens((1, i), 2, str(i)),),)) for i in range(5)]
-    assert spread(steps, 3) == steps
+    for i, step in enumerate(steps):
+        taken = [one for share in shares for one in share[i * own : (i + 1) * own]]
+        assert {one.task for one in taken} == {step.task}
+        assert sorted(row[0].ids for one in taken for row in one.rows) == [row[0].ids for row in step.rows]
+        loads = [sum(len(one.rows) for one in share[i * own : (i + 1) * own]) for share in shares]
+        assert max(loads) - min(loads) <= own
 
 
 # What is refused
@@ -246,7 +245,7 @@ def test_an_engine_without_torchrun_is_refused() -> None:
         ({"fsdp": "list.json"}, "not a table"),
         ({"fsdp": "broken.json"}, "not valid JSON"),
         ({"fsdp": "old.json"}, "only version 2"),
-        ({"accumulation": 1}, "2 processes share a step of 1 micro-batches"),
+        ({"batch": 1}, "2 processes share a step of 1 rows"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -255,13 +254,13 @@ def test_wrong_settings_are_refused(
     monkeypatch.chdir(tmp_path)
     for name, text in (("list.json", "[]"), ("broken.json", "{"), ("old.json", '{"version": 1}')):
         (tmp_path / name).write_text(text)
-    assert told in refused(replace(TRAINING, **{"accumulation": 2, **settings}))  # type: ignore[arg-type]
+    assert told in refused(replace(TRAINING, **settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("of")
 def test_deepspeed_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("domainkit.engines.find_spec", lambda name: None)
-    told = refused(replace(TRAINING, accumulation=2, deepspeed=str(DEPLOY / "zero2.json")))
+    told = refused(replace(TRAINING, deepspeed=str(DEPLOY / "zero2.json")))
     assert "not installed" in told and "domainkit[deepspeed]" in told
 
 
@@ -275,7 +274,7 @@ def test_shipped_settings_are_read(of: pytest.MonkeyPatch) -> None:
     for path in DEPLOY.glob("*.json"):
         key = "fsdp" if path.name.startswith("fsdp") else "deepspeed"
         of.setattr("domainkit.engines.find_spec", lambda name: True)
-        assert engine(replace(TRAINING, accumulation=2, **{key: str(path)})).name == key  # type: ignore[arg-type]
+        assert engine(replace(TRAINING, **{key: str(path)})).name == key  # type: ignore[arg-type]
 
 
 def test_a_process_that_nobody_started_is_alone() -> None:

@@ -48,7 +48,8 @@ title = "Desk"
 [training]
 rank = 4
 epochs = 2
-batch_tokens = 128
+batch = 2
+micro_batch = 2
 context = 64
 learning_rate = 1e-2
 save_steps = 16
@@ -558,6 +559,38 @@ def reference(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> tuple[Des
     return larger, run, settings
 
 
+def test_a_step_is_put_together_from_what_fits_and_so_it_stays(
+    desk: Desk, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on where more is free computes as many rows at once as before: other sums have other bits."""
+    asked: list[tuple[int, int]] = []
+
+    def fitting(row: int, batch: int, beside: int = 0) -> int:
+        asked.append((row, batch))
+        return 3
+
+    class Crash(Exception):
+        pass
+
+    def crash(*given: object, **named: object) -> None:
+        raise Crash
+
+    settings = ("batch=4", "micro_batch=0")
+    monkeypatch.setattr(recipes, "at_once", fitting)
+    recipes.finetune(desk.request(tmp_path / "whole", overrides=settings))
+    assert bundle.read(tmp_path / "whole").training["micro_batch"] == 3
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(bundle, "save", crash)
+        recipes.finetune(desk.request(tmp_path / "cut", overrides=settings))
+    monkeypatch.setattr(recipes, "at_once", lambda *given: 1)
+    recipes.finetune(desk.request(tmp_path / "cut", overrides=settings, resume=True))
+    assert bundle.read(tmp_path / "cut").training["micro_batch"] == 3
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    planned = recipes.plan(desk.request(tmp_path / "plan", overrides=settings))
+    assert planned.training.micro_batch == 1
+    assert [batch for _, batch in asked] == [4, 4] and 4 * asked[0][0] > planned.batch > asked[0][0] / 4
+
+
 @pytest.mark.parametrize("moment", ["trunk", "checkpoint", "evaluation"])
 def test_a_killed_run_goes_on_to_the_same_weights(
     reference: tuple[Desk, Path, tuple[str, ...]], own_cache: Path, tmp_path: Path, moment: str
@@ -744,7 +777,7 @@ def test_a_plan_for_tokens_that_are_not_there_needs_a_config_only(desk: Desk, tm
 
 def test_attention_takes_time_with_the_square_of_a_long_context(desk: Desk, tmp_path: Path) -> None:
     def trunk(context: int, attention: str) -> float:
-        overrides = (f"context={context}", f"batch_tokens={context}", f"attention={attention}")
+        overrides = (f"context={context}", "batch=1", f"attention={attention}")
         phases = recipes.plan(desk.request(tmp_path / "run", overrides=overrides), 10**7).phases
         return float(next(phase.seconds or 0 for phase in phases if phase.name == "trunk"))
 

@@ -82,7 +82,7 @@ def test_the_second_run_makes_nothing_again_that_the_first_one_made(
                         (recipes.trunk, "forward_all"), (trunk, "choose_dtype")):  # fmt: skip
         monkeypatch.setattr(owner, name, again)
     monkeypatch.setattr(recipes, "fit", begun)
-    changed = (*SMALL, "learning_rate=1e-3", "rank=2", "alpha=4", "batch_tokens=64", "epochs=2")
+    changed = (*SMALL, "learning_rate=1e-3", "rank=2", "alpha=4", "batch=2", "epochs=2")
     with pytest.raises(Begun):
         recipes.finetune(desk.request(tmp_path / "second", overrides=changed, seed=0))
     assert kept() == MADE

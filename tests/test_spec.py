@@ -77,7 +77,7 @@ def test_fill_reads_every_type() -> None:
 
 def test_an_unknown_key_names_the_known_ones_and_the_closest() -> None:
     text = fault({"epoch": 1}, Training)
-    assert text.startswith("unknown key ['epoch'] in tasks/x/y.toml; known: ['accumulation', ")
+    assert text.startswith("unknown key ['epoch'] in tasks/x/y.toml; known: ['activations', ")
     assert text.endswith("; instead: epochs")
 
 
@@ -251,7 +251,7 @@ def test_config_lies_over_the_files_and_overrides_over_both(law: Path, tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["epohs=2"], "unknown key ['epohs'] in --set; known: ['accumulation', "),
+        (["epohs=2"], "unknown key ['epohs'] in --set; known: ['activations', "),
         (["epohs=2"], "; instead: epochs"),
         (["epochs=two"], "--set: epochs: 'two' is a string, not a whole number"),
         (["epochs=2\nrank=3"], "epochs: '2\\nrank=3' is a string, not a whole number"),

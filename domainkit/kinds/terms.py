@@ -137,7 +137,7 @@ class Kind:
         """Score of every candidate as the model's own next token: (queries, candidates)."""
         last = torch.tensor([start + len(s.ids) - 1 for start, s in batch.placed])
         states = top.states(batch)
-        return states[last.to(states.device)] @ top.output_weight[self._head(top).ids].T
+        return states[last.to(states.device)] @ top.output_weight[self._head(top).ids].to(states.dtype).T
 
     @torch.no_grad()
     def predict(self, top: Top, batch: Batch, labels: Sequence[str]) -> list[tuple[str, float]]:

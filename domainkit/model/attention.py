@@ -7,7 +7,6 @@ queries x keys is built: only a number for each token, that of its document.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from domainkit.model.crossover import AT, crossover
+from domainkit.model.precision import quick
 from domainkit.nets.lsh import Index, attend
 
 NAME = "lsh"
@@ -85,12 +85,9 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
     return found.transpose(1, 2).contiguous(), None
 
 
-@cache
 def scored_in(device: str) -> torch.dtype:
-    """bfloat16 where the processor is fast at it: what it rounds only orders the cells."""
-    from bitsandbytes.functional import has_avx512bf16  # here: the import takes a second
-
-    return torch.bfloat16 if device == "cuda" or has_avx512bf16() else torch.float32
+    """bfloat16 where the device is fast at it: what it rounds only orders the cells."""
+    return torch.bfloat16 if quick(device) else torch.float32
 
 
 def _window(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, documents: Tensor | None) -> Tensor:

@@ -14,8 +14,10 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    TorchAoConfig,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from domainkit import heap, ranks
 from domainkit.model import attention as lsh
@@ -24,6 +26,8 @@ from domainkit.model.bases import resolve
 from domainkit.model.folder import first_line, identity, inspect, loading, quiet, read_tokenizer
 from domainkit.model.ondisk import is_streamed
 from domainkit.model.packed import block_of, compute_in, values
+from domainkit.model.precision import AUTO, DTYPES
+from domainkit.model.precision import precision as chosen
 from domainkit.model.streamed import Skeleton
 from domainkit.progress import say
 from domainkit.types import UserError
@@ -54,9 +58,9 @@ class Base:
     @property
     def facts(self) -> dict[str, Any]:
         """What reports and records say of it."""
-        precision = str(self.compute).removeprefix("torch.")
+        compute = str(self.compute).removeprefix("torch.")
         facts = {"name": self.name, "sha256": self.sha256, "bits": self.bits, "attention": self.attention,
-                 "compute": precision}  # fmt: skip
+                 "compute": compute}  # fmt: skip
         return facts | {name: of for name in ("positions", "packed") if (of := getattr(self, name))}
 
     @property
@@ -136,24 +140,26 @@ class Base:
         raise UserError("found no list of decoder layers", where=self.path, instead="a Llama-like decoder")
 
 
-def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", context: int = 0, hub: bool = False,
-              stream: str = "never", keep: int = 2) -> Base:  # fmt: skip
+def load_base(name: str | Path, *, bits: int = 4, precision: str = AUTO, attention: str = "sdpa", context: int = 0,
+              hub: bool = False, stream: str = "never", keep: int = 2) -> Base:  # fmt: skip
     """Load a decoder, frozen, on CUDA when there is one, else on the CPU.
 
-    `bits`: 32 is float32; 16 is bfloat16; 8 is LLM.int8; 4 is NF4 with double quantization, whose products are
-    computed in bfloat16 on a GPU or CPU that is fast at it, else in float32. Only `nn.Linear` layers are quantized:
-    embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of such a
-    model's weights) are bfloat16 on such a GPU, else float32. A folder whose weights are packed (`quantize`) is loaded
-    as it is with 4 bits, and unpacked with 16 or 32. `attention` is any name in transformers'
-    AttentionInterface, "eager", or "lsh" (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will
-    read; beyond those that it was trained to, its positions are stretched (`positions.stretch`). `stream`: "always"
-    leaves all layers but the last `keep` on disk, where they are read whenever they are run (`streamed`); "auto" does
-    so if the base would take more than half of the memory that is free, else it reads them when the first of them is
-    run, which may be never: whoever finds all activations stored needs none of them.
+    `bits`: 32 is float32; 16 is bfloat16 or float16; 8 is LLM.int8; 4 is NF4 with double quantization. `precision`:
+    "auto", "float32", "bfloat16", "float16" or "fp8", what it is computed in (`model.precision`); fp8 are 8 bits as
+    well, all but the last `keep` layers, which learn, and its products have no gradient. Only `nn.Linear` layers are
+    quantized, not embeddings, norms, the output head and DeepSeek's routed experts (three-dimensional tensors, most of
+    such a model's weights). A folder whose weights are packed (`quantize`) is loaded as it is with 4 bits, and unpacked
+    with 16 or 32. `attention` is any name in transformers' AttentionInterface, "eager", or "lsh"
+    (`domainkit.nets.lsh`). `context`: tokens of the longest sequence it will read; beyond those that it was trained to,
+    its positions are stretched (`positions.stretch`). `stream`: "always" leaves all layers but the last `keep` on disk,
+    where they are read whenever they are run (`streamed`); "auto" does so if the base would take more than half of the
+    memory that is free, else it reads them when the first of them is run, which may be never: whoever finds all
+    activations stored needs none of them.
 
-    Raises UserError: unknown bits or attention, or bits that packed weights do not have; positions that cannot be
-    stretched; no such base; pickled, missing, damaged or changed weights; a missing tokenizer; code from the author
-    needed; not a decoder. Never runs code from the folder, and never goes to the network unless `hub` is true.
+    Raises UserError: unknown bits or attention, or bits that packed weights do not have; a precision that bits or
+    device do not have; positions that cannot be stretched; no such base; pickled, missing, damaged or changed weights;
+    a missing tokenizer; code from the author needed; not a decoder. Never runs code from the folder, and never goes to
+    the network unless `hub` is true.
     """
     if bits not in BITS:
         raise UserError(f"bits must be 4, 8, 16 or 32, not {bits!r}", where="bits")
@@ -166,12 +172,12 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     path = resolve(name, hub=hub)
     inspect(path)
     tokenizer = read_tokenizer(path)
-    dtype, compute = precision(bits)
+    dtype, compute = chosen(bits, precision)
     config, stretched = configuration(path, context)
     block = block_of(config)
     if block:
         _check_packed(path, bits, stream)
-    quantization = None if block else _quantization(bits, compute)
+    quantization = None if block else _quantization(bits, compute, config, keep)
     how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": quantization}
     skeleton = None if stream == "never" or (block and bits != 4) else Skeleton.of(path, config, **how)
     fits = skeleton is not None and stream == "auto" and skeleton.fits
@@ -195,20 +201,6 @@ def load_base(name: str | Path, *, bits: int = 4, attention: str = "sdpa", conte
     return base
 
 
-def precision(bits: int) -> tuple[torch.dtype, torch.dtype]:
-    """What is not quantized, and what matrix products are computed in.
-
-    A CPU with AVX512-BF16 multiplies bfloat16 twice as fast as float32; without, many times slower. Its other
-    operations gain nothing, so what is not quantized stays float32 on every CPU, but for 16 bits, which save memory.
-    """
-    from bitsandbytes.functional import has_avx512bf16  # here: the import takes a second
-
-    short = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = torch.bfloat16 if bits == 16 or (short and bits != 32) else torch.float32
-    quick = bits == 4 and not torch.cuda.is_available() and has_avx512bf16()
-    return dtype, torch.bfloat16 if quick else dtype
-
-
 def configuration(path: Path, context: int) -> tuple[Any, str]:
     """The decoder's configuration, fit for sequences of `context` tokens, and what was done to its positions."""
     with quiet():
@@ -227,7 +219,14 @@ def _check_packed(path: Path, bits: int, stream: str) -> None:
         raise UserError(f"packed weights are not streamed in {bits} bits", where=path, instead="bits=4")
 
 
-def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization(bits: int, compute: torch.dtype, config: Any, keep: int) -> QuantizationConfigMixin | None:
+    """keep: last layers that fp8 leaves as they are."""
+    if compute == DTYPES["fp8"]:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
+
+        last = range(config.num_hidden_layers - keep, config.num_hidden_layers)
+        how = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        return TorchAoConfig(how, modules_to_not_convert=["lm_head", *(rf"[^0-9]*\.{number}" for number in last)])
     if bits == 4:
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -239,7 +238,7 @@ def _quantization(bits: int, compute: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def _model(path: Path, config: Any, *, dtype: torch.dtype, attention: str,
-           quantization: BitsAndBytesConfig | None) -> PreTrainedModel:  # fmt: skip
+           quantization: QuantizationConfigMixin | None) -> PreTrainedModel:  # fmt: skip
     asked = {} if quantization is None else {"quantization_config": quantization}  # None would hide the folder's own
     with loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -6,22 +6,17 @@ itself. So one measurement at one length tells where they meet.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from domainkit.assets import cache_dir
-from domainkit.files import write_text
+from domainkit.model.measured import once
 from domainkit.nets.lsh import attend
-from domainkit.types import UserError
 
 AT = 8192  # tokens; nothing shorter is worth LSH
 LONGEST = 131072  # tokens that take LSH on any device: what dense attention costs there, nobody waits for
@@ -29,23 +24,8 @@ LONGEST = 131072  # tokens that take LSH on any device: what dense attention cos
 
 @cache
 def crossover(device: str, scored_in: torch.dtype) -> int:
-    """Tokens, from AT to LONGEST. Measuring takes a second or two; what was measured lies in the user's cache."""
-    path = _path(device)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(path.read_text())["tokens"])
-    tokens = measure(device, scored_in)
-    with suppress(UserError):  # a cache that cannot be written: measured again next time
-        write_text(path, json.dumps({"tokens": tokens}) + "\n")
-    return tokens
-
-
-def _path(device: str) -> Path:
-    """Another processor, or another number of threads, is another device."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{device} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
-    return cache_dir() / "crossover" / f"{name.lower().replace(' ', '-').replace('/', '-')}.json"
+    """Tokens, from AT to LONGEST. Measuring takes a second or two."""
+    return round(once("crossover", device, lambda: measure(device, scored_in)))
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ sizes that those make.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -21,11 +23,14 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTok
 from transformers.integrations.moe import ExpertsInterface
 
 from domainkit.model.attention import NAME as LSH
-from domainkit.model.base import Base, configuration, precision
+from domainkit.model.base import Base, configuration
 from domainkit.model.bases import KNOWN, resolve
 from domainkit.model.crossover import AT
 from domainkit.model.folder import CONFIG, has_tokenizer, inspect_config, quiet, read_tokenizer
-from domainkit.model.packed import block_of, compute_in, is_packed, replace, values
+from domainkit.model.packed import block_of, compute_in, is_packed, values
+from domainkit.model.packed import replace as pack
+from domainkit.model.precision import AUTO
+from domainkit.model.precision import precision as chosen
 from domainkit.types import UserError
 
 BLOCK, NEST = 64, 256  # of bitsandbytes: weights that share a scale in NF4, and scales that share one themselves
@@ -33,7 +38,8 @@ TABLES = 4 * (1 + 16 + 256)  # bytes beside: the mean of the scales, what four b
 SHARED = 8  # LSH attention works with so many numbers for each one of a query
 
 
-def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = False, spell: bool = False) -> Base:
+def outline(name: str, *, bits: int, attention: str, context: int, precision: str = AUTO, hub: bool = False,
+            spell: bool = False) -> Base:  # fmt: skip
     """The base that `load_base` would load, on the meta device and with no fingerprint.
 
     name: as there, or a config.json; a folder needs to hold nothing else. spell: where there is no tokenizer, take one
@@ -46,24 +52,16 @@ def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = F
         raise UserError("there is no tokenizer to count the data with", where=file.parent,
                         instead="tokenizer.json beside config.json, or domainkit plan with --tokens N")  # fmt: skip
     tokenizer = read_tokenizer(file.parent) if has_tokenizer(file.parent) else _bytes()
-    dtype, compute = precision(bits)
+    dtype, compute = chosen(bits, precision)
     try:
         config, stretched = configuration(file, context)
-        with torch.device("meta"), quiet():
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=f"{NAME}-{attention}", trust_remote_code=False
-            )
-            block = block_of(config)
-            if block:
-                replace(model, block)
-            model.tie_weights()
-        _route(model)
+        block = block_of(config)
+        model = _built(config, dtype, attention, block)
     except UserError:
         raise
     except Exception as error:  # a config may be wrong in any way, and its classes check few of its values
         raise UserError(f"no model can be built from it: {' '.join(str(error).split())}", where=file,
                         instead="the config.json of a Llama-, Qwen- or DeepSeek-like decoder") from error  # fmt: skip
-    model.eval().requires_grad_(False)
     compute_in(model, compute)
     base = Base(model, tokenizer, name, file.parent, "", bits, attention, compute, positions=stretched,
                 packed=block if block and bits == 4 else 0)  # fmt: skip
@@ -71,21 +69,43 @@ def outline(name: str, *, bits: int, attention: str, context: int, hub: bool = F
     return base
 
 
+def outline_of(base: Base) -> Base:
+    """The outline of a base that is loaded, with the tokens that a glossary has added to it."""
+    config = copy.deepcopy(base.model.config)
+    vars(config).pop("quantization_config", None)
+    model = _built(config, base.model.dtype, base.attention, base.packed)
+    compute_in(model, base.compute)
+    return replace(base, model=model)
+
+
+def _built(config: Any, dtype: torch.dtype, attention: str, block: int | None) -> Any:
+    """block: weights of a block, if weights are packed."""
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=f"{NAME}-{attention}", trust_remote_code=False
+        )
+        if block:
+            pack(model, block)
+        model.tie_weights()
+    _route(model)
+    return model.eval().requires_grad_(False)
+
+
 def size(base: Base, bits: int, modules: Iterable[nn.Module] | None = None) -> int:
     """Bytes of the weights, of all or of some modules, in so many bits: what `load_base` says stays as it is does.
 
     Packed weights are as large as they are packed, but in 16 and 32 bits.
     """
-    dtype, chosen = precision(bits)[0], list([base.model] if modules is None else modules)
-    quantized = {id(m.weight) for m in linear_maps(base, chosen)} if bits < 16 else set()
-    packed = {id(m.weight): m for module in chosen for m in module.modules() if is_packed(m)}
+    dtype, own = chosen(bits)[0], list([base.model] if modules is None else modules)
+    quantized = {id(m.weight) for m in linear_maps(base, own)} if bits < 16 else set()
+    packed = {id(m.weight): m for module in own for m in module.modules() if is_packed(m)}
 
     def one(key: int, parameter: nn.Parameter) -> int:
         if key in packed:
             return parameter.nbytes if bits < 16 else values(packed[key]).numel() * dtype.itemsize
         return _quantized(parameter.shape, bits) if key in quantized else parameter.numel() * dtype.itemsize
 
-    found = {id(p): p for module in chosen for p in module.parameters()}
+    found = {id(p): p for module in own for p in module.parameters()}
     return sum(one(key, parameter) for key, parameter in found.items())
 
 

@@ -44,7 +44,7 @@ class Top(nn.Module):
             self.model.set_adapter(adapter)
 
     def states(self, batch: Batch, *, both_ways: bool = False) -> Tensor:
-        """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width).
+        """Last hidden states, after the final norm, of the flattened rows: (rows * tokens, width), float32 at least.
 
         both_ways: every token sees all of its sequence, the later tokens too.
         """
@@ -58,13 +58,14 @@ class Top(nn.Module):
             attention_mask=batch.together().to(device, causal.dtype) if both_ways else None,
             use_cache=False,
         )
-        return out.last_hidden_state.flatten(0, 1)
+        return _single(out.last_hidden_state.flatten(0, 1))
 
     def below(self, batch: Batch) -> Tensor:
         """The trunk's depths and its output, of the flattened rows, each brought to mean 0 and variance 1 of a token:
         (rows * tokens, (depths + 1) * width)."""
         causal: Any = self.model.get_base_model()
-        return _normed(batch.hidden.flatten(0, 1).to(causal.device, causal.dtype), int(causal.config.hidden_size))
+        hidden = batch.hidden.flatten(0, 1).to(causal.device, causal.dtype)
+        return _normed(_single(hidden), int(causal.config.hidden_size))
 
     def depths(self, batch: Batch) -> Tensor:
         """What is `below`, and the adapted states beside it, which look both ways here: (rows * tokens,
@@ -98,6 +99,12 @@ class Top(nn.Module):
         return cast(Balance, self.heads[BALANCE]) if BALANCE in self.heads else None
 
     @property
+    def scaled(self) -> bool:
+        """Whether it is computed in float16, whose range small gradients fall out of unless the loss is scaled."""
+        causal: Any = self.model.get_base_model()
+        return causal.dtype == torch.float16
+
+    @property
     def output_weight(self) -> Tensor:
         """Weight of the frozen language-model head: (vocabulary, width); of a packed base a copy."""
         causal: Any = self.model.get_base_model()
@@ -127,6 +134,11 @@ class Top(nn.Module):
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that learn, by name, whichever adapter is in use."""
         return {name: self.get_parameter(name) for name in self._learns}
+
+
+def _single(states: Tensor) -> Tensor:
+    """In float32, where they are shorter: heads and losses are."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _normed(states: Tensor, width: int) -> Tensor:

@@ -100,6 +100,7 @@ def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) 
         "bits": base.bits,
         "attention": base.attention,
         "depth": base.depth - layers,
+        "rest": str(base.model.dtype),  # norms, attention: of 4 bits not what the products are computed in
         "compute": str(base.compute),
         "dtype": dtype,
         **({"rows": base.rows} if base.rows else {}),

@@ -16,12 +16,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), BLOCK):
             rows = slice(start, start + BLOCK)
             gold = target[rows, None]
-            logits = hidden[rows] @ weight.T  # (block, vocabulary)
+            logits = _logits(hidden[rows], weight)
             norm = logits.logsumexp(-1, keepdim=True)
             total += (norm - logits.gather(1, gold)).sum()
             logits.sub_(norm).exp_()  # softmax in place: the logits are never needed again
             logits.scatter_add_(1, gold, torch.full_like(gold, -1, dtype=logits.dtype))
-            torch.mm(logits, weight, out=grad[rows])
+            grad[rows] = logits.to(weight.dtype) @ weight
         ctx.save_for_backward(grad)
         return total
 
@@ -38,8 +38,8 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor
     tensor outlives its block: the arithmetic of `F.cross_entropy(F.linear(…))` with the memory of one block.
     The same idea as Liger Kernel (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009), in plain torch.
 
-    hidden: (tokens, width); weight: (vocabulary, width), must not require a gradient; target: (tokens,) int64.
-    Raises ValueError when the head is trainable.
+    hidden: (tokens, width), float32 or more; weight: (vocabulary, width), must not require a gradient, its products are
+    made in its own dtype; target: (tokens,) int64. Raises ValueError when the head is trainable.
     """
     if weight.requires_grad:
         raise ValueError("head_cross_entropy needs a frozen head; its weight requires a gradient")
@@ -48,12 +48,17 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor
     return _HeadCrossEntropy.apply(hidden, weight, target)
 
 
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(block, vocabulary), float32 or more."""
+    return (hidden.to(weight.dtype) @ weight.T).to(torch.promote_types(weight.dtype, torch.float32))
+
+
 @torch.no_grad()
 def token_logprobs(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """Log-probability, in nats, of each target token: (tokens,). Same shapes as `head_cross_entropy`."""
     blocks = []
     for start in range(0, len(hidden), BLOCK):
         rows = slice(start, start + BLOCK)
-        logits = hidden[rows] @ weight.T
+        logits = _logits(hidden[rows], weight)
         blocks.append(logits.gather(1, target[rows, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(blocks) if blocks else hidden.new_zeros(0)

@@ -85,6 +85,7 @@ def test_nf4_is_the_same_in_eval_and_train_and_lets_gradients_through(
 ) -> None:
     for module in (bnb.nn.modules, bnb.functional):
         monkeypatch.setattr(module, "has_avx512bf16", lambda: quick)
+    monkeypatch.setattr("domainkit.model.precision.quick", lambda device: quick)
     base = load_base(tiny_base, bits=4)
     assert (base.compute, base.model.dtype) == (compute, torch.float32)
     layer = base.layers()[0].mlp.down_proj

@@ -36,7 +36,7 @@ def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(crossover, "measure", lambda *of: next(measured))
     assert asked() == asked() == 20_000
     [path] = cache.iterdir()
-    assert json.loads(path.read_text()) == {"tokens": 20_000}
+    assert json.loads(path.read_text()) == {"crossover": 20_000}
     path.write_text("{")  # a damaged file is written anew
     assert asked() == asked() == 30_000
 

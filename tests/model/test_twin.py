@@ -26,7 +26,7 @@ def grown(base: Base) -> Base:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_twin_has_the_rows_of_the_glossary(tmp_path: Path, tied: bool) -> None:
     base = grown(load_base(make_base(tmp_path / "base", tied=tied), bits=32))
-    twin = Twin.of(base, CONTEXT, tmp_path / "rows.safetensors")
+    twin = Twin.of(base, "auto", CONTEXT, tmp_path / "rows.safetensors")
     other = twin.load()
     assert other.added == base.added and depends_on(other, 2, "auto") == depends_on(base, 2, "auto")
     assert torch.equal(other.embedding.weight, base.embedding.weight)
@@ -36,7 +36,7 @@ def test_a_twin_has_the_rows_of_the_glossary(tmp_path: Path, tied: bool) -> None
 def test_a_twin_is_read_as_its_base_was(tiny_base: Path, tmp_path: Path) -> None:
     """In the same bits, with positions as far stretched, and as many layers on disk."""
     base = load_base(tiny_base, bits=4, attention="eager", context=1024, stream="always", keep=2)
-    twin = Twin.of(base, 1024, tmp_path / "rows.safetensors")
+    twin = Twin.of(base, "auto", 1024, tmp_path / "rows.safetensors")
     other = twin.load()
     assert not (tmp_path / "rows.safetensors").exists()
     assert other.streamed == base.streamed == 2 and other.positions == base.positions != ""

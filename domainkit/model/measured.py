@@ -1,0 +1,35 @@
+"""What is measured once on each device and then known: it lies in the user's cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from domainkit.assets import cache_dir
+from domainkit.files import write_text
+from domainkit.types import UserError
+
+
+def once(name: str, device: str, measure: Callable[[], float]) -> float:
+    """The value of `name` on "cpu" or "cuda", measured where it is not known yet."""
+    path = _path(name, device)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(path.read_text())[name])
+    value = measure()
+    with suppress(UserError):  # a cache that cannot be written: measured again next time
+        write_text(path, json.dumps({name: value}) + "\n")
+    return value
+
+
+def _path(name: str, device: str) -> Path:
+    """Another processor, or another number of threads, is another device."""
+    if device == "cuda":
+        found = torch.cuda.get_device_name()
+    else:
+        processor = torch.cpu.get_capabilities().get("cpu_name", "")
+        found = f"{device} {processor} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+    return cache_dir() / name / f"{'-'.join(found.lower().replace('/', ' ').split())}.json"

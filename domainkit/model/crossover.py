@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from domainkit import nets
 from domainkit.assets import cache_dir
 from domainkit.files import write_text
 from domainkit.nets.lsh import attend
@@ -30,12 +32,14 @@ LONGEST = 131072  # tokens that take LSH on any device: what dense attention cos
 @cache
 def crossover(device: str, scored_in: torch.dtype) -> int:
     """Tokens, from AT to LONGEST. Measuring takes a second or two; what was measured lies in the user's cache."""
-    path = _path(device)
+    path, code = _path(device), _code()
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(path.read_text())["tokens"])
+        kept = json.loads(path.read_text())
+        if kept["code"] == code:
+            return int(kept["tokens"])
     tokens = measure(device, scored_in)
     with suppress(UserError):  # a cache that cannot be written: measured again next time
-        write_text(path, json.dumps({"tokens": tokens}) + "\n")
+        write_text(path, json.dumps({"tokens": tokens, "code": code}) + "\n")
     return tokens
 
 
@@ -46,6 +50,13 @@ def _path(device: str) -> Path:
     else:
         name = f"{device} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
     return cache_dir() / "crossover" / f"{name.lower().replace(' ', '-').replace('/', '-')}.json"
+
+
+@cache
+def _code() -> str:
+    """Another with every change of torch or of the attention itself: what was measured before is then out of date."""
+    sources = [path.read_bytes() for path in sorted(Path(nets.__path__[0]).glob("*.py"))]
+    return sha256(b"".join([torch.__version__.encode(), *sources])).hexdigest()
 
 
 @torch.no_grad()

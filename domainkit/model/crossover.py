@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from domainkit import nets
 from domainkit.model.measured import once
 from domainkit.nets.lsh import attend
 
@@ -25,7 +28,14 @@ LONGEST = 131072  # tokens that take LSH on any device: what dense attention cos
 @cache
 def crossover(device: str, scored_in: torch.dtype) -> int:
     """Tokens, from AT to LONGEST. Measuring takes a second or two."""
-    return round(once("crossover", device, lambda: measure(device, scored_in)))
+    return round(once("crossover", device, _code(), lambda: measure(device, scored_in)))
+
+
+@cache
+def _code() -> str:
+    """Another with every change of torch or of the attention itself: what was measured before is then out of date."""
+    sources = [path.read_bytes() for path in sorted(Path(nets.__path__[0]).glob("*.py"))]
+    return sha256(b"".join([torch.__version__.encode(), *sources])).hexdigest()
 
 
 @torch.no_grad()

@@ -14,14 +14,16 @@ from domainkit.files import write_text
 from domainkit.types import UserError
 
 
-def once(name: str, device: str, measure: Callable[[], float]) -> float:
-    """The value of `name` on "cpu" or "cuda", measured where it is not known yet."""
+def once(name: str, device: str, code: str, measure: Callable[[], float]) -> float:
+    """The value of `name` on "cpu" or "cuda", measured where it is not known yet. code: other code is measured anew."""
     path = _path(name, device)
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(path.read_text())[name])
+        known = json.loads(path.read_text())
+        if known["code"] == code:
+            return float(known[name])
     value = measure()
     with suppress(UserError):  # a cache that cannot be written: measured again next time
-        write_text(path, json.dumps({name: value}) + "\n")
+        write_text(path, json.dumps({name: value, "code": code}) + "\n")
     return value
 
 

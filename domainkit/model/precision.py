@@ -56,7 +56,7 @@ def quick(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in NATIVE) and once("bfloat16", device, speedup) >= FASTER
+    return any(has.get(name) for name in NATIVE) and once("bfloat16", device, torch.__version__, speedup) >= FASTER
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Plain torch: tensors in, tensors out."""
+"""Plain torch, and kernels for what it is slow at: tensors in, tensors out."""

@@ -26,13 +26,20 @@ def read(q: Tensor, k: Tensor, v: Tensor, picked: Tensor, out: Tensor, sums: Ten
     return joined, total
 
 
-def read_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, picked: Tensor, out: Tensor, sums: Tensor,
-                  dk: Tensor, dv: Tensor) -> Tensor:  # fmt: skip
+def read_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, picked: Tensor, out: Tensor,
+                  sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `Chosen.read_backward`."""
     given = tuple(of.contiguous() for of in (grad, q, k, v, picked, out, sums))
-    dq = torch.empty_like(given[1])
-    _read_backward[q.shape[1], q.shape[0]](*given, dq, dk, dv, *_sizes(q, k, v, picked))
-    return dq
+    moves = q.new_empty(*q.shape[:3], picked.shape[2])
+    dq, shares = torch.empty_like(given[1]), torch.empty_like(moves)
+    _read_backward[q.shape[1], q.shape[0]](*given, dq, moves, shares, *_sizes(q, k, v, picked))
+    return dq, moves, shares
+
+
+def add(moves: Tensor, shares: Tensor, q: Tensor, grad: Tensor, picked: Tensor, dk: Tensor, dv: Tensor) -> None:
+    """As `Chosen.add`."""
+    given = tuple(of.contiguous() for of in (moves, shares, q, grad, picked))
+    _add[q.shape[1], q.shape[0]](*given, dk, dv, *_sizes(q, dk, dv, picked))
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, picked: Tensor) -> tuple[int, ...]:
@@ -99,7 +106,7 @@ def _read(q, k, v, picked, out, sums, joined, total, tokens, keys, count,  # typ
 
 
 @triton.jit
-def _read_backward(grad, q, k, v, picked, out, sums, dq, dk, dv, tokens, keys, count,  # type: ignore[no-untyped-def]
+def _read_backward(grad, q, k, v, picked, out, sums, dq, moves, shares, tokens, keys, count,  # type: ignore[no-untyped-def]
                    group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,
                    rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
     head, token, at, real, asked_at, asked_real, out_at, out_real = _own(
@@ -116,10 +123,31 @@ def _read_backward(grad, q, k, v, picked, out, sums, dq, dk, dv, tokens, keys, c
         )
         kg, vg = tl.load(k + k_at, mask=k_real, other=0.0), tl.load(v + v_at, mask=v_real, other=0.0)
         scores = tl.dot(asked, tl.trans(kg), input_precision="ieee")
-        shares = tl.where(there[None] & real[:, None], tl.exp(scores - whole[:, None]), 0.0)
-        moves = (tl.dot(moved, tl.trans(vg), input_precision="ieee") - drift[:, None]) * shares
-        moves, shares = moves.to(q.dtype.element_ty), shares.to(q.dtype.element_ty)
-        to_q += tl.dot(moves, kg, input_precision="ieee")
-        tl.atomic_add(dk + k_at, tl.dot(tl.trans(moves), asked, input_precision="ieee"), mask=k_real)
-        tl.atomic_add(dv + v_at, tl.dot(tl.trans(shares), moved, input_precision="ieee"), mask=v_real)
+        share = tl.where(there[None] & real[:, None], tl.exp(scores - whole[:, None]), 0.0)
+        move = (tl.dot(moved, tl.trans(vg), input_precision="ieee") - drift[:, None]) * share
+        move, share = move.to(q.dtype.element_ty), share.to(q.dtype.element_ty)
+        to_q += tl.dot(move, kg, input_precision="ieee")
+        kept_at = at[:, None] * count + (start + tl.arange(0, READ_AT_ONCE))[None]
+        tl.store(moves + kept_at, move, mask=there[None] & real[:, None])
+        tl.store(shares + kept_at, share, mask=there[None] & real[:, None])
     tl.store(dq + asked_at, to_q.to(dq.dtype.element_ty), mask=asked_real)
+
+
+@triton.jit
+def _add(moves, shares, q, grad, picked, dk, dv, tokens, keys, count,  # type: ignore[no-untyped-def]
+         group: tl.constexpr, width: tl.constexpr, value_width: tl.constexpr,
+         rows: tl.constexpr, columns: tl.constexpr, value_columns: tl.constexpr):  # fmt: skip
+    head, token, at, real, asked_at, asked_real, out_at, out_real = _own(
+        tokens, group, width, value_width, rows, columns, value_columns
+    )
+    asked = tl.load(q + asked_at, mask=asked_real, other=0.0)
+    moved = tl.load(grad + out_at, mask=out_real, other=0.0)
+    for start in range(0, count, READ_AT_ONCE):
+        there, k_at, k_real, v_at, v_real = _few(
+            picked, start, head, token, keys, count, width, value_width, columns, value_columns
+        )
+        kept_at = at[:, None] * count + (start + tl.arange(0, READ_AT_ONCE))[None]
+        move = tl.load(moves + kept_at, mask=there[None] & real[:, None], other=0.0)
+        share = tl.load(shares + kept_at, mask=there[None] & real[:, None], other=0.0)
+        tl.atomic_add(dk + k_at, tl.dot(tl.trans(move), asked, input_precision="ieee"), mask=k_real)
+        tl.atomic_add(dv + v_at, tl.dot(tl.trans(share), moved, input_precision="ieee"), mask=v_real)

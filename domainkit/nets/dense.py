@@ -11,6 +11,8 @@ heads, tokens, group).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,7 +26,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if q.device.type != "cpu":
         return _dense(q, k, v)
     _, given = _given(q, k, v)
-    out, sums = _FLASH(*given, attn_mask=_causal(q, k), scale=1.0)
+    out, sums = _FLASH(*given, attn_mask=_causal(q.shape[1], k.shape[1], q.dtype, q.device), scale=1.0)
     return out[..., : v.shape[2]].transpose(1, 2), sums.float().mT
 
 
@@ -34,8 +36,8 @@ def dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, s
         return _dense_backward(grad, q, k, v, out, sums)
     width, given = _given(q, k, v)
     known = _wide(out, width).transpose(1, 2), sums.mT.contiguous().to(torch.promote_types(q.dtype, torch.float32))
-    moved = _FLASH_BACKWARD(_wide(grad, width).transpose(1, 2), *given, *known, 0.0, False,
-                            attn_mask=_causal(q, k), scale=1.0)  # fmt: skip
+    mask = _causal(q.shape[1], k.shape[1], q.dtype, q.device)
+    moved = _FLASH_BACKWARD(_wide(grad, width).transpose(1, 2), *given, *known, 0.0, False, attn_mask=mask, scale=1.0)
     to_q, to_k, to_v = moved[0].transpose(1, 2), moved[1].sum(1), moved[2].sum(1)
     return to_q[..., : k.shape[2]], to_k[..., : k.shape[2]], to_v[..., : v.shape[2]]
 
@@ -58,16 +60,14 @@ def _dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     """(key heads, tokens * group, keys), float32"""
-    mask = _causal(q, k).float().repeat_interleave(q.shape[2], 0)
+    mask = _causal(q.shape[1], k.shape[1], q.dtype, q.device).float().repeat_interleave(q.shape[2], 0)
     return torch.bmm(q.flatten(1, 2), k.mT).float() + mask
 
 
-def _causal(q: Tensor, k: Tensor) -> Tensor:
+@lru_cache(maxsize=4)  # nearly all blocks have one shape
+def _causal(tokens: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(tokens, keys): 0, or -inf for keys that come later."""
-    tokens = q.shape[1]
-    mask = q.new_zeros(tokens, k.shape[1])
-    mask[:, -tokens:].masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
-    return mask
+    return torch.full((tokens, keys), -torch.inf, dtype=dtype, device=device).triu_(keys - tokens + 1)
 
 
 def _given(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, list[Tensor]]:

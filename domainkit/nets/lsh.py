@@ -22,7 +22,7 @@ Hooper et al. 2024, arXiv 2411.09688):
    key head take the same ones, by the largest share that any of them would give. n times the number of cells, in
    products of short vectors: of its cost this is the part that is not linear.
 4. One softmax over all of it: sinks and window by the dense kernel, which tells the sum of its softmax, and what lies
-   further back beside it. The backward pass keeps the choice and the log of the whole sum, and gathers again.
+   further back beside it. The backward pass keeps the choice and the log of the whole sum, and reads again.
 
 Strictly causal, the choice included: cells hold segments that end before the query's window, so a later token changes
 no bit of an earlier output. No tensor has n x n elements.
@@ -32,26 +32,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log2, sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
+from domainkit.nets.cells import best, split
 from domainkit.nets.chosen import Chosen, Room
 from domainkit.nets.dense import dense, dense_backward
+from domainkit.nets.threads import in_turn
 
 SINKS = 16
 BLOCK = 256
 WINDOW = 2 * BLOCK
 SEGMENTS = (64 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
 KEYS = 64
-STEPS = 2  # of the power iteration that finds a direction; more find no better cells
-BINS = 8  # for each cell to take; of a bin one cell at most is taken (Chern et al. 2022, arXiv 2206.14286)
-SHIFT = 13  # more bins than that, so that cells of one place in their segments do not share a bin
 ABOVE = 8.0  # nats that scores are moved by, so that nearly all are positive
-WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 TOGETHER = 4  # key heads that are worked on at once
 
 
@@ -64,7 +62,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     keys: how many a query reads besides sinks and blocks; when they are all, this is dense attention.
     documents: (batch, tokens), a number for each; a token reads its own document only, which is one stretch of tokens.
     Below 0 is padding: nothing reads it, and its output is 0. None: a row is a document.
-    scored_in: precision of step 3, e.g. bfloat16 where the processor is fast at it; None: that of k.
+    scored_in: precision of step 3, e.g. bfloat16 where the processor is fast at it; None: that of k, at most float32.
     index: of a text that grows, without documents: what earlier calls hashed is not hashed again.
 
     Raises ValueError: shapes that do not fit, an integer dtype, keys or values that are not finite.
@@ -76,7 +74,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     first = k.shape[2] - q.shape[2]
     outs = []
     for row, runs in enumerate(rows):
-        parts = [q.new_zeros(q.shape[1], 0, v.shape[3])]
+        parts = []
         for start, end, real in runs:
             asked = q[row, :, max(start - first, 0) : max(end - first, 0)]
             if not real:
@@ -84,9 +82,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
             elif asked.shape[1]:
                 known = index.levels[row] if index is not None and documents is None else {}
                 of = k[row, :, start:end], v[row, :, start:end]
-                parts.append(_document(asked, *of, scale, keys, scored_in or k.dtype, known))
-        outs.append(torch.cat(parts, 1))
-    return torch.stack(outs)
+                parts.append(_document(asked, *of, scale, keys, scored_in or _single(k.dtype), known))
+        outs.append(_joined(parts or [q.new_zeros(q.shape[1], 0, v.shape[3])], 1))
+    return torch.stack(outs) if len(outs) > 1 else outs[0][None]
+
+
+def _single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 else dtype
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, *, whole: bool) -> None:
@@ -96,8 +98,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, *, whole: bool) -> None:
     if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype):
         raise ValueError(f"queries are {q.dtype}, keys {k.dtype}, values {v.dtype}: one floating-point type is needed")
     first = 0 if whole else k.shape[2] - q.shape[2]  # an index saw the others
-    for name, of in (("key", k[:, :, first:]), ("value", v[:, :, first:])):
-        if not bool(torch.isfinite(of).all()):
+    for name, of in (("key", k.detach()[:, :, first:]), ("value", v.detach()[:, :, first:])):
+        if not isfinite(float(of.sum())) and not bool(torch.isfinite(of).all()):  # the sum takes one pass
             row, head, token = (~torch.isfinite(of).all(-1)).nonzero()[0].tolist()
             raise ValueError(f"the {name} of token {first + token}, head {head}, row {row} is not finite")
 
@@ -120,11 +122,13 @@ def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_i
         if keys:
             known[head] = hashed(key.detach(), scored_in, known.get(head, ()))
         asked = q[head * group : (head + len(key)) * group].unflatten(0, (len(key), group)).transpose(1, 2)
-        out = _Attention.apply(
-            asked, key, value, scale, known.get(head, ()), keys
-        )  # (key heads, queries, group, width)
+        out = _Attention.apply(asked, key, value, scale, known.get(head, ()), keys)
         outs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs)
+    return _joined(outs, 0)
+
+
+def _joined(parts: list[Tensor], along: int) -> Tensor:
+    return torch.cat(parts, along) if len(parts) > 1 else parts[0]
 
 
 class Index:
@@ -170,7 +174,7 @@ def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) ->
         done = known[number].members[0].numel() if known else 0
         end = done + max(rest.shape[1] - done, 0) // size * size
         new = rest[:, done:end].float()  # (key heads, tokens, width)
-        cells = _cells(new.reshape(-1, size, rest.shape[2]), cell)
+        cells = split(new.reshape(-1, size, rest.shape[2]), cell)
         means = pad(new.flatten(0, 1)[cells].mean(1), (0, 2), value=1.0).to(scored_in).unflatten(0, (len(keys), -1))
         members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
         level = Level(members, means)
@@ -184,22 +188,6 @@ def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) ->
 def _first(of: Tensor, size: int) -> Tensor:
     """Where each head begins when heads of this size follow one another: (heads, 1)."""
     return torch.arange(len(of), device=of.device)[:, None] * size
-
-
-def _cells(segments: Tensor, cell: int) -> Tensor:
-    """Splits (segments, size, width) in halves, and those again: (segments * size / cell, cell), numbers of keys."""
-    count, size, width = segments.shape
-    keys, draw = segments.flatten(0, 1), torch.Generator().manual_seed(0)
-    members = torch.arange(count * size, device=keys.device).view(count, size)
-    for _ in range(int(log2(size // cell))):
-        inside = keys.index_select(0, members.flatten()).view(*members.shape, width)
-        inside = inside - inside.mean(1, keepdim=True)
-        direction = torch.randn(width, 1, generator=draw).to(keys.device).expand(len(members), -1, -1)
-        for _ in range(STEPS):
-            direction = normalize(inside.transpose(1, 2) @ (inside @ direction), dim=1)
-        order = (inside @ direction)[..., 0].argsort(dim=1, stable=True)
-        members = members.gather(1, order).view(-1, members.shape[1] // 2)
-    return members.sort(1).values
 
 
 def _before(position: int) -> list[tuple[int, slice]]:
@@ -228,8 +216,7 @@ def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys
         roots.pop()
         take = int(keys * share) // members.shape[2]
         if take < members.shape[1]:
-            best = _best(asked, means, take, room) + _first(members, members.shape[1])[..., None]
-            found.append(members.flatten(0, 1)[best].flatten(2))
+            found.append(best(asked, means, members, take, room))
         else:
             found.append(members.flatten(1)[:, None].expand(-1, q.shape[1], -1))
         keys -= found[-1].shape[2]
@@ -237,35 +224,13 @@ def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys
 
 
 def _asked(q: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
-    """(key heads, width + 2, group, tokens): its product with a cell's mean and ones is lse + ABOVE - q·mean.
+    """(key heads, tokens, group, width + 2): its product with a cell's mean and ones is lse + ABOVE - q·mean.
 
     The lse goes in two parts, for short precisions.
     """
-    lse = (lse + ABOVE).mT
+    lse = (lse + ABOVE)[..., None]
     most = lse.to(dtype)
-    return torch.cat([-q.permute(0, 3, 2, 1).to(dtype), torch.stack([most, (lse - most).to(dtype)], 1)], 1)
-
-
-def _best(asked: Tensor, means: Tensor, take: int, room: Room) -> Tensor:
-    """The cells that any of the group scores highest, at most one from each bin: (key heads, tokens, take).
-
-    What is compared are the scores' bits as whole numbers, which order them as the scores do where these are positive,
-    and put those below 0, the best, first.
-    """
-    heads, _, group, tokens = asked.shape
-    count, bins = means.shape[1], BINS * max(take, 1) + SHIFT
-    deep = -(-count // bins)
-    scores = room.of(asked, (heads, deep * bins, group * tokens))
-    bits = scores.view(WHOLE[scores.element_size()])
-    bits[:, count:] = torch.iinfo(bits.dtype).max
-    for of, q, mean in zip(scores, asked.flatten(2), means, strict=True):
-        torch.mm(mean, q, out=of[:count])
-    best = bits.view(heads, deep, bins, group, tokens).amin(3)
-    value, chosen = best.amin(1).mT.contiguous().topk(take, 2, largest=False, sorted=False)
-    value, chosen = value.mT, chosen.mT
-    inside = best.gather(2, chosen[:, None].expand(-1, deep, -1, -1)) == value[:, None]
-    depth = torch.arange(deep, dtype=torch.int16, device=asked.device)[:, None, None]
-    return (torch.where(inside, depth, 0).amax(1) * bins + chosen).mT
+    return torch.cat([-q.to(dtype), most, (lse - most).to(dtype)], 3)
 
 
 class _Attention(torch.autograd.Function):
@@ -275,39 +240,54 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, levels: Sequence[Level], keys: int) -> Tensor:
         first = k.shape[1] - q.shape[1]
-        out, lse = q.new_empty(*q.shape[:3], v.shape[2]), q.new_empty(q.shape[:3], dtype=torch.float32)
-        picks, chosen, room = list[Tensor](), Chosen(k, v), Room()
-        for start, end, near in _tiles(first, k.shape[1]):
+        heads, queries, group, _ = q.shape
+        out = q.new_empty(heads, group, queries, v.shape[2]).transpose(1, 2)  # in the order in which it is returned
+        lse = q.new_empty(heads, queries, group, dtype=torch.float32)
+        chosen, room = Chosen(k, v), Room()
+
+        def work(tile: tuple[int, int, int]) -> Tensor:
+            start, end, near = tile
             rows = slice(start - first, end - first)
-            asked = q[:, rows] * scale
+            asked, picked = (q[:, rows] * scale).contiguous(), torch.empty(0)
             got, sums = dense(asked, _both(k, near, end), _both(v, near, end))
-            picked = torch.empty(0)
             if keys and near > SINKS:
                 picked = _choose(asked, sums, levels, near, keys, room)
                 got, sums = chosen.read(asked, picked, got, sums)
-            picks.append(picked)
             out[:, rows], lse[:, rows] = got, sums
-        ctx.save_for_backward(q, k, v, out, lse, *picks)
+            return picked
+
+        ctx.save_for_backward(q, k, v, out, lse, *in_turn(work, list(_tiles(first, k.shape[1])), q.device))
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """By the sums that the forward pass kept."""
+        """By the sums that the forward pass kept. The gradients of keys and values are added up in the tiles' order."""
         q, k, v, out, lse, *picks = ctx.saved_tensors
-        scale = ctx.scale
         first, chosen, dq = k.shape[1] - q.shape[1], Chosen(k, v), torch.empty_like(q)
         dk, dv = (torch.zeros(of.shape, device=of.device) for of in (k, v))
-        for (start, end, near), picked in zip(_tiles(first, k.shape[1]), picks, strict=True):
+
+        def work(tile: tuple[tuple[int, int, int], Tensor]) -> tuple[Tensor, ...]:
+            (start, end, near), picked = tile
             rows = slice(start - first, end - first)
-            asked, g, o, sums = q[:, rows] * scale, grad[:, rows].contiguous(), out[:, rows], lse[:, rows]
-            to_q, to_k, to_v = dense_backward(g, asked, _both(k, near, end), _both(v, near, end), o, sums)
-            dq[:, rows] = to_q
+            asked, g = (q[:, rows] * ctx.scale).contiguous(), grad[:, rows].contiguous()
+            known = out[:, rows], lse[:, rows]
+            to_q, to_k, to_v = dense_backward(g, asked, _both(k, near, end), _both(v, near, end), *known)
+            far: tuple[Tensor, ...] = ()
+            if picked.numel():
+                far_q, *kept = chosen.read_backward(g, asked, picked, *known)
+                to_q, far = to_q + far_q, (*kept, asked, g)
+            dq[:, rows] = to_q * ctx.scale
+            return to_k, to_v, *far
+
+        tiles = list(zip(_tiles(first, k.shape[1]), picks, strict=True))
+        for ((_, end, near), picked), (to_k, to_v, *far) in zip(tiles, in_turn(work, tiles, q.device), strict=True):
             _add(dk, near, end, to_k)
             _add(dv, near, end, to_v)
-            if picked.numel():
-                dq[:, rows] += chosen.read_backward(g, asked, picked, o, sums, dk, dv)
-        return dq.mul_(scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None
+            if far:
+                moves, shares, asked, g = far
+                chosen.add(moves, shares, asked, g, picked, dk, dv)
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
 def _tiles(first: int, tokens: int) -> Iterator[tuple[int, int, int]]:

@@ -114,8 +114,8 @@ def test_a_cache_filled_in_parts(model: PreTrainedModel, both: Any, padding: int
 def test_a_text_that_grows_is_not_hashed_anew(
     model: PreTrainedModel, both: Any, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, seen = lsh._cells, list[int]()
-    monkeypatch.setattr(lsh, "_cells", lambda of, cell: (seen.append(of.shape[0]), split(of, cell))[1])
+    split, seen = lsh.split, list[int]()
+    monkeypatch.setattr(lsh, "split", lambda of, cell: (seen.append(of.shape[0]), split(of, cell))[1])
     model.set_attn_implementation("lsh")
     cache = DynamicCache(config=model.config)
     with torch.no_grad():

@@ -36,7 +36,7 @@ def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(crossover, "measure", lambda *of: next(measured))
     assert asked() == asked() == 20_000
     [path] = cache.iterdir()
-    assert json.loads(path.read_text()) == {"crossover": 20_000}
+    assert json.loads(path.read_text())["crossover"] == 20_000
     path.write_text("{")  # a damaged file is written anew
     assert asked() == asked() == 30_000
 
@@ -47,6 +47,14 @@ def test_other_threads_are_another_device(cache: Path, monkeypatch: pytest.Monke
     first = asked()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert (first, asked()) == (20_000, 30_000)
+
+
+def test_other_code_is_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([20_000, 30_000])
+    monkeypatch.setattr(crossover, "measure", lambda *of: next(measured))
+    first = asked()
+    monkeypatch.setattr(crossover, "_code", lambda: "of a later version")
+    assert (first, asked(), asked()) == (20_000, 30_000, 30_000)
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Chosen keys and what is read beside them are under one softmax; the processor's way and the GPU's kernels agree.
+"""Chosen keys and what is read beside them are under one softmax; plain torch and the kernels agree.
 
 On a processor the kernels run in Triton's interpreter, which does not know bfloat16.
 """
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from domainkit.nets import chosen, lsh
+from domainkit.nets import chosen, chosen_numba, lsh
 from domainkit.nets.chosen import Chosen
 from tests.tiny import small_lsh
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def kernels() -> Any:
+def triton() -> ModuleType:
     pytest.importorskip("triton", reason="Triton is not installed")
     from domainkit.nets import chosen_triton
 
@@ -54,6 +55,14 @@ def at_once(q: Tensor, k: Tensor, v: Tensor, picked: Tensor) -> Tensor:
     of = torch.arange(len(k))[:, None, None]
     shares = torch.einsum("htgd,htnd->htgn", q, k[of, ids]).softmax(-1)
     return torch.einsum("htgn,htnd->htgd", shares, v[of, ids])
+
+
+def backward(reader: Chosen, grad: Tensor, q: Tensor, picked: Tensor, out: Tensor, sums: Tensor) -> list[Tensor]:
+    """The gradients of q, k and v."""
+    dq, *kept = reader.read_backward(grad, q, picked, out, sums)
+    dk, dv = (torch.zeros(of.shape, device=of.device) for of in (reader.k, reader.v))
+    reader.add(*kept, q, grad, picked, dk, dv)
+    return [dq, dk, dv]
 
 
 SHAPES = [{}, {"count": 1}, {"count": 33, "group": 1}, {"width": 12, "value_width": 5}, {"heads": 1, "tokens": 1},
@@ -86,7 +95,7 @@ def test_keys_that_are_strided_are_copied_once() -> None:
 
     with Largest():
         out, sums = reader.read(given["q"], given["picked"], *near)
-        reader.read_backward(out, given["q"], given["picked"], out, sums, torch.zeros(k.shape), torch.zeros(v.shape))
+        backward(reader, out, given["q"], given["picked"], out, sums)
     torch.testing.assert_close(out, at_once(**given), atol=1e-5, rtol=1e-5)
     assert max(largest, default=0) < k.numel()
 
@@ -101,8 +110,7 @@ def test_gradients_through_the_chosen_keys(shape: dict[str, int]) -> None:
     with torch.no_grad():
         reader = Chosen(given["k"], given["v"])
         _, sums = reader.read(given["q"], given["picked"], *beside(**given))
-        dk, dv = torch.zeros_like(given["k"]), torch.zeros_like(given["v"])
-        dq = reader.read_backward(grad, given["q"], given["picked"], out, sums, dk, dv)
+        dq, dk, dv = backward(reader, grad, given["q"], given["picked"], out, sums)
         first = (grad * out).sum(-1, keepdim=True)  # what goes through the ten others, by hand
         ten_k, ten_v = given["k"][:, :10], given["v"][:, :10]
         shares = (torch.einsum("htgd,hnd->htgn", given["q"], ten_k) - sums[..., None]).exp()
@@ -121,29 +129,46 @@ WHERE = [*(("cpu", dtype) for dtype in DTYPES[:2]), *(pytest.param("cuda", dtype
 
 @pytest.mark.parametrize(("device", "dtype"), WHERE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_kernels_give_what_the_processor_gives(
-    shape: dict[str, int], device: str, dtype: torch.dtype, kernels: Any
+def test_the_kernels_of_a_gpu_give_what_plain_torch_gives(
+    shape: dict[str, int], device: str, dtype: torch.dtype, triton: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    q, k, v, picked = given = tuple(draw(dtype, **shape).values())
-    near = beside(*given)
-    right, found = Chosen(k, v).read(q, picked, *near), kernels.read(*(of.to(device) for of in (*given, *near)))
-    grad = torch.linspace(-1, 1, right[0].numel()).view_as(right[0]).to(dtype)
-    sides = [[torch.zeros(of.shape, device=on) for of in (k, v)] for on in ("cpu", device)]
-    back = Chosen(k, v).read_backward(grad, q, picked, *right, *sides[0])
-    moved = kernels.read_backward(*(of.to(device) for of in (grad, *given, *right)), *sides[1])
-    close = 1e-4 if dtype == torch.float32 else 0.03
-    for one, other in zip((*right, back, *sides[0]), (*found, moved, *sides[1]), strict=True):
+    agree(draw(dtype, **shape), triton, device, monkeypatch)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_kernels_of_a_cpu_give_what_plain_torch_gives(
+    shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree(draw(**shape), chosen_numba, "cpu", monkeypatch)
+
+
+def agree(given: dict[str, Tensor], kernels: ModuleType, device: str, patch: pytest.MonkeyPatch) -> None:
+    near, sides = beside(**given), []
+    grad = torch.linspace(-1, 1, near[0].numel()).view_as(near[0]).to(near[0].dtype)
+    for by, on in ((None, "cpu"), (kernels, device)):
+        patch.setattr(chosen, "_kernels", lambda _, by=by: by)
+        q, k, v, picked, *others = (of.to(on) for of in (*given.values(), *near))
+        reader = Chosen(k, v)
+        found = reader.read(q, picked, *others)
+        known = sides[0][:2] if sides else found
+        sides.append([*found, *backward(reader, grad.to(on), q, picked, *(of.to(on) for of in known))])
+    close = 1e-4 if grad.dtype == torch.float32 else 0.03
+    for one, other in zip(*sides, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(other.cpu(), one, atol=close, rtol=close)
 
 
-def test_lsh_attention_through_the_kernels(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["triton", "numba"])
+def test_lsh_attention_through_the_kernels(
+    by: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole of it, with gradients: what is chosen is the same, since only the reading differs."""
     small_lsh(monkeypatch)
+    kernels = request.getfixturevalue("triton") if by == "triton" else chosen_numba
     g = torch.Generator().manual_seed(0)
     results = []
-    for on_gpu in (False, True):
-        monkeypatch.setattr(chosen, "_on_gpu", lambda _, on_gpu=on_gpu: on_gpu)
+    for using in (None, kernels):
+        monkeypatch.setattr(chosen, "_kernels", lambda _, using=using: using)
         g.manual_seed(0)
         given = [torch.randn(1, heads, 120, 16, generator=g).requires_grad_() for heads in (4, 2, 2)]
         out = lsh.attend(*given, 0.25, keys=12)
@@ -161,7 +186,7 @@ from domainkit.nets import chosen_triton
 sizes = {"group": 3, "width": 64, "value_width": 64, "rows": 16, "columns": 64, "value_columns": 64}
 kinds = dict.fromkeys(sizes, "constexpr") | dict.fromkeys(("tokens", "keys", "count"), "i32")
 kinds |= {"picked": "*i64"} | dict.fromkeys(("sums", "total", "dk", "dv"), "*fp32")
-for kernel in (chosen_triton._read, chosen_triton._read_backward):
+for kernel in (chosen_triton._read, chosen_triton._read_backward, chosen_triton._add):
     for capability in (80, 90):  # A100, H100
         for dtype in ("*fp32", "*fp16", "*bf16"):
             types = {name: kinds.get(name, dtype) for name in kernel.arg_names}
@@ -178,4 +203,4 @@ def test_the_kernels_compile_where_there_is_no_gpu(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", COMPILE], env=env | {"TRITON_CACHE_DIR": str(tmp_path)},
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 18

@@ -97,8 +97,8 @@ def test_in_parts_as_in_one_go(queries: int) -> None:
 def test_an_index_is_extended_not_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = draw(400, rows=2)
     whole = attend(q, k, v, SCALE, keys=16)
-    split, seen = lsh._cells, list[int]()
-    monkeypatch.setattr(lsh, "_cells", lambda of, cell: (seen.append(of.shape[0] * of.shape[1]), split(of, cell))[1])
+    split, seen = lsh.split, list[int]()
+    monkeypatch.setattr(lsh, "split", lambda of, cell: (seen.append(of.shape[0] * of.shape[1]), split(of, cell))[1])
     index, found, start = lsh.Index(), [], 0
     for end in (130, 131, 132, 200, 390, 391, 400):
         found.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], SCALE, keys=16, index=index))

@@ -140,8 +140,8 @@ def test_the_timing_tells_the_two_apart(one_thread: None) -> None:
 
 
 def test_what_was_measured_is_kept_beside_other_things(cache: Path) -> None:
-    assert measured.once("a", "cpu", lambda: 1.5) == 1.5 and measured.once("b", "cpu", lambda: 2.0) == 2.0
-    assert measured.once("a", "cpu", lambda: 9.0) == 1.5
+    assert measured.once("a", "cpu", "1", lambda: 1.5) == 1.5 and measured.once("b", "cpu", "1", lambda: 2.0) == 2.0
+    assert measured.once("a", "cpu", "1", lambda: 9.0) == 1.5
 
 
 # Followed

@@ -15,7 +15,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from domainkit import ranks
 from domainkit.estimate import Estimate
+from domainkit.spec import Training
 
 ROOM = 0.9  # of the memory that a run may take: the system and other programs need the rest
 LARGEST = 16  # times the batch that is set: beyond, steps are too few to learn from
@@ -52,6 +54,7 @@ def at_once(row: int, batch: int, beside: int = 0) -> int:
         free = torch.cuda.mem_get_info()[0]
     else:
         free = min(psutil.virtual_memory().available, Machine.here().room - psutil.Process().memory_info().rss)
+        free //= ranks.beside()
     return max(1, min(batch, int(SHARE * (free - beside)) // max(1, row)))
 
 
@@ -62,7 +65,7 @@ class Advice:
     bits: int | None  # the most that fit; None: none do
     stream: bool  # whether the trunk has to run layer by layer
     rows: int  # of a training step that fit at once, looked at up to LARGEST times what is set; 0: not one does
-    workers: int  # processes for the trunk, each with its own base; 0: not one fits
+    workers: int  # processes for the trunk, each with its own base, beside the one that starts them; 0: not one fits
 
 
 def advise(estimate: Estimate, machine: Machine) -> Advice:
@@ -73,7 +76,8 @@ def advise(estimate: Estimate, machine: Machine) -> Advice:
     spare = machine.room - max(trained, default=machine.room) + step
     rows = int(spare * (training.micro_batch or training.batch) / step) if trained else training.batch
     rows = max(0, min(rows, LARGEST * training.batch))
-    workers = min(machine.cores, machine.room // max(1, estimate.trunk))
+    bases = machine.room // max(1, estimate.trunk)
+    workers = max(1, min(machine.cores, bases - 1)) if bases else 0
     return Advice(max(fit, default=None), not fit and estimate.streamed <= machine.room, rows, workers)
 
 
@@ -92,20 +96,26 @@ def lines(estimate: Estimate, machine: Machine) -> Iterator[str]:
         yield f"bits: {training.bits} do not fit, {advice.bits} do: --set bits={advice.bits}"
     else:
         yield f"bits: {training.bits} fit" + (f", {advice.bits} would" if advice.bits > training.bits else "")
-    asked = f"batch: {training.batch} rows of {training.context:,} tokens"
-    if advice.rows >= training.batch:
-        yield f"{asked} fit at once" + (f", up to {advice.rows} would" if advice.rows > training.batch else "")
-    elif advice.rows:
-        parts = ceil(training.batch / advice.rows)
-        yield f"{asked} do not fit at once, {advice.rows} do: a step is put together from {parts} micro-batches"
-    else:
-        yield f"{asked}: not one fits; --set context=… with a smaller number"
+    yield _batch(advice.rows, training)
     if not advice.workers:
         yield "workers: not one for the trunk fits"
         return
     told = f" (--workers {advice.workers})" if advice.workers > 1 else ""
     cores = f"{max(1, machine.cores // advice.workers)} of {machine.cores} cores each"
     yield f"workers: {advice.workers} for the trunk{told}, {_gb(estimate.trunk)} and {cores}"
+
+
+def _batch(fit: int, training: Training) -> str:
+    """fit: rows of a training step that would fit at once."""
+    asked = f"batch: {training.batch} rows of {training.context:,} tokens"
+    if not fit:
+        return f"{asked}: not one fits; --set context=… with a smaller number"
+    more = f", up to {fit} would" if fit > training.batch else ""
+    together = min(training.micro_batch or training.batch, fit)
+    if together >= training.batch:
+        return f"{asked} fit at once{more}"
+    parts = ceil(training.batch / together)
+    return f"{asked}, {together} at once{more}: a step is put together from {parts} micro-batches"
 
 
 def shown(estimate: Estimate, machine: Machine) -> Group:

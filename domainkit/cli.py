@@ -104,7 +104,7 @@ def finetune(
     no_glossary: Annotated[bool, typer.Option("--no-glossary", help="Leave the domain's glossary out.")] = False,
     limit: Limit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    seed: Annotated[int, typer.Option(help="Same seed, data and machine: same weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, settings, data and machine: same weights.")] = 0,
     config: Config = None,
     settings: Settings = None,
     dry_run: Annotated[

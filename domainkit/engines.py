@@ -45,6 +45,13 @@ class Engine:
         own |= {"fsdp": True, "fsdp_config": config} if self.name == "fsdp" else {}
         return own | {"ddp_find_unused_parameters": False, "accelerator_config": {"use_configured_state": True}}
 
+    def check_scaling(self, *, scaled: bool) -> None:
+        """Raise UserError for DeepSpeed where the loss will be scaled."""
+        if scaled and self.name == "deepspeed":
+            raise UserError("DeepSpeed scales a loss only where what learns is float16 as well",
+                            where="training.deepspeed",
+                            instead="--set fsdp=FILE, or a precision other than float16")  # fmt: skip
+
     def check(self, wrapped: nn.Module) -> None:
         """Raise UserError unless the engine has really wrapped the model as it was told to."""
         found = type(wrapped).__name__

@@ -48,6 +48,7 @@ def speed(reader: Reader, examples: Sequence[Example]) -> tuple[Table, ...]:
     tasks = [name for kind in ANNOTATING if kind != "summary" for name in reader.of_kind(kind)]
     if not (tasks and examples):
         return ()
+    reader.top.eval()
     fetch(reader.base.layers())  # nothing else may have run them yet
     began = time.perf_counter()
     with torch.no_grad():

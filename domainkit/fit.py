@@ -170,9 +170,7 @@ def fit(top: Top, kinds: Mapping[str, Kind], tasks: Mapping[str, Prepared], stor
     KeyboardInterrupt after saving when interrupted once.
     """
     by = engine(training)
-    if top.scaled and by.name == "deepspeed":
-        raise UserError("DeepSpeed scales a loss only where what learns is float16 as well", where="training.deepspeed",
-                        instead="--set fsdp=FILE, or a precision other than float16")  # fmt: skip
+    by.check_scaling(scaled=top.scaled)
     each = accumulation(training) * ranks.count()  # micro-batches of an optimizer step
     steps = deal(plan_steps(tasks, training, seed), each)
     if not steps:  # tasks whose heads are solved, not trained

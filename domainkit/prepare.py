@@ -97,7 +97,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
     if outline:
         check_layers(base, training.layers)
     else:  # once proved it stays so, and the trunk's layers need not be read for it again
-        derive(kept(), "split", [base.facts, training.layers], lambda: check_split(base, training.layers))
+        derive(kept(), "split", [base.origin, training.layers], lambda: check_split(base, training.layers))
     sources = {
         task.name: _sources(task, given.get(task.name), request.format, alone=record is not None) for task in tasks
     }
@@ -150,7 +150,7 @@ def kept() -> Path:
 def _ready(kind: Kind, corpus: Corpus, base: Base) -> Prepared:
     """What a task makes of its corpus: cleaning and cutting a large one takes long, and seldom does anything change."""
     known = [corpus.glossary and corpus.glossary.sha256, corpus.graph and _provenance(corpus.graph.path, "")["sha256"]]
-    of = [type(kind).__module__, vars(kind), replace(corpus, glossary=None, graph=None), known, base.facts, base.rows]
+    of = [type(kind).__module__, vars(kind), replace(corpus, glossary=None, graph=None), known, base.origin, base.rows]
     return derive(kept(), "task", of, lambda: kind.prepare(corpus, base))
 
 

@@ -26,6 +26,11 @@ def count() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def beside() -> int:
+    """How many of them share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if launched() else 1
+
+
 def rank() -> int:
     """Which of them this is, from 0."""
     return int(os.environ["RANK"]) if launched() else 0

@@ -28,6 +28,7 @@ from domainkit.kinds import Answer, Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
 from domainkit.model.derived import derive
+from domainkit.model.ondisk import waits
 from domainkit.model.outline import outline, outline_of, size
 from domainkit.model.passing import Passing
 from domainkit.model.precision import as_trained
@@ -72,6 +73,7 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
     """`finetune` in a folder that is nobody else's meanwhile."""
     with ranks.in_turn():
         setting = prepare(request, domain)
+        engine(domain.training).check_scaling(scaled=setting.base.model.dtype == torch.float16)
         if ranks.leads():
             setting = _in_parts(setting, _rows(request, setting, folder))
             remember(folder, describe(request, setting), resume=request.resume)
@@ -95,7 +97,7 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
 
 
 def plan(request: Request, tokens: int | None = None) -> Estimate:
-    """What `finetune` would do and take, without doing it: no weight is read, nothing is written.
+    """What `finetune` would do and take, without doing it: no weight is read, and no run written.
 
     tokens: of the text, as if it had so many; the base then needs no tokenizer.
     """
@@ -141,7 +143,9 @@ def _rows(request: Request, setting: Setting, folder: Path) -> int:
     if isinstance(began, int):
         return began
     base = outline_of(setting.base)
-    found = _fitting(_rehearsal(replace(setting, base=base), request.seed, Data.of(setting.prepared, training)))
+    unread = [own for own, layer in zip(base.layers(), setting.base.layers(), strict=True) if waits(layer)]
+    work = _rehearsal(replace(setting, base=base), request.seed, Data.of(setting.prepared, training))
+    found = _fitting(work, size(base, training.bits, unread))
     if found < training.batch:
         say(f"batch: {found} rows of {training.batch} fit at once: a step is put together from micro-batches")
     return found
@@ -248,7 +252,7 @@ def _head(setting: Setting, task: str) -> nn.Module | None:
         with torch.random.fork_rng(devices=[]):  # solved now or before, what is drawn next is the same
             return dict(cast(nn.Module, kind.head(base, prepared)).named_buffers())
 
-    of = [type(kind).__module__, vars(kind), prepared, base.facts, base.rows]
+    of = [type(kind).__module__, vars(kind), prepared, base.origin, base.rows]
     for name, value in derive(kept(), "head", of, solve).items():
         owner, _, leaf = name.rpartition(".")
         setattr(head.get_submodule(owner), leaf, value)  # of another shape than without texts

@@ -159,8 +159,8 @@ def load(run: str | Path, *, base: str | None = None, hub: bool = False) -> Run:
     remembered: Any = record.base
     loaded = load_base(
         base or remembered["name"], bits=remembered["bits"], precision=as_trained(record.training["precision"]),
-        attention=remembered["attention"], context=record.training["context"], hub=hub, stream="auto",
-        keep=record.training["layers"],
+        attention=remembered["attention"], context=record.training["context"], hub=hub,
+        stream=record.training["stream"], keep=record.training["layers"],
     )  # fmt: skip
     bundle.check_base(record, loaded)
     loaded = bundle.restore_rows(folder, loaded, record)

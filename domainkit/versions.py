@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from domainkit import __version__
@@ -14,11 +15,13 @@ from domainkit import __version__
 @cache
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "scikit-learn", "numpy")
+    names = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "scikit-learn", "scipy", "numpy", "numba",
+             "ftfy", "py3langid", "datasketch", "ahocorasick-rs")  # fmt: skip
+    more = [name for name in ("torchao",) if find_spec(name)]
     return {
         "domainkit": __version__,
         "python": sys.version.split()[0],
-        **{name: version(name) for name in names},
+        **{name: version(name) for name in (*names, *more)},
     }
 
 

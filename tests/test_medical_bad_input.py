@@ -22,8 +22,8 @@ GOOD = {"start": AT, "end": AT + 7, "label": "Chemical", "concept": "D1"}
 
 
 @pytest.fixture
-def domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache"))
+def domain(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path_factory.mktemp("cache")))  # a proof that the base splits stays
     return make_domain(tmp_path / "clinic", ("ner",))
 
 

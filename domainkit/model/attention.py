@@ -85,6 +85,12 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
     return found.transpose(1, 2).contiguous(), None
 
 
+def choosing(device: str) -> dict[str, object]:
+    """What goes by the device: from how many tokens on LSH is taken, and what cells are scored in."""
+    dtype = scored_in(device)
+    return {"crossover": crossover(device, dtype), "scored_in": str(dtype)}
+
+
 def scored_in(device: str) -> torch.dtype:
     """bfloat16 where the device is fast at it: what it rounds only orders the cells."""
     return torch.bfloat16 if quick(device) else torch.float32

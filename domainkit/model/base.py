@@ -64,6 +64,11 @@ class Base:
         return facts | {name: of for name in ("positions", "packed") if (of := getattr(self, name))}
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What decides the bits that it computes, but for rows that were added: more than reports tell."""
+        return self.facts | {"rest": str(self.model.dtype), "device": self.model.device.type}
+
+    @property
     def tied(self) -> bool:
         """Whether input embedding and output head are one matrix."""
         return self.head.weight is self.embedding.weight
@@ -176,7 +181,7 @@ def load_base(name: str | Path, *, bits: int = 4, precision: str = AUTO, attenti
     config, stretched = configuration(path, context)
     block = block_of(config)
     if block:
-        _check_packed(path, bits, stream)
+        check_packed(path, bits, stream)
     quantization = None if block else _quantization(bits, compute, config, keep)
     how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantization": quantization}
     skeleton = None if stream == "never" or (block and bits != 4) else Skeleton.of(path, config, **how)
@@ -211,7 +216,7 @@ def configuration(path: Path, context: int) -> tuple[Any, str]:
         return config, positions.stretch(config, context, where=path)
 
 
-def _check_packed(path: Path, bits: int, stream: str) -> None:
+def check_packed(path: Path, bits: int, stream: str = "") -> None:
     """Raise UserError for what packed weights cannot be loaded as."""
     if bits == 8:
         raise UserError("the weights are packed in 4 bits", where=path, instead="bits=4, or 16 or 32 to unpack them")

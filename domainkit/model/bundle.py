@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from domainkit.model.folder import quiet, read_tokenizer
 from domainkit.model.packed import values
 from domainkit.model.rows import Rows, extend
 from domainkit.model.top import DEFAULT, Top
+from domainkit.spec import Training
 from domainkit.types import UserError
 
 RECORD = "domainkit.json"  # written last: without it a run is unfinished
@@ -147,6 +148,9 @@ def read(folder: Path) -> Record:
         ) from None
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(f"damaged record: {error}", where=folder / RECORD, instead="train again") from None
+    if record.training.keys() != {field.name for field in fields(Training)}:
+        raise UserError("was trained by another version of domainkit, with other settings", where=folder / RECORD,
+                        instead="train again")  # fmt: skip
     for name, expected in record.sha256.items():
         found = digest(folder / name) if (folder / name).exists() else "missing"
         if found != expected:

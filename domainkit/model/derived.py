@@ -66,6 +66,8 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
         with safe_open(path, "pt") as file:
             told, parts = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         sound = (told["of"], told["sha256"]) == (key, _sha256(parts))
+    except FileNotFoundError:  # another process has just deleted it to make room
+        return None
     except (SafetensorError, OSError, KeyError, TypeError):
         sound = False
     if not sound:

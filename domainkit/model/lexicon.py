@@ -57,7 +57,7 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     that, on which the rows are compared. tokens: base tokens to distil on; 0 leaves the mean rows. cache: folder that
     keeps what was learned (`derive`), so that a second run with the same base, terms and texts finds it.
     """
-    of = [base.facts, glossary.sha256, list(learn), list(check), tokens, seed]
+    of = [base.origin, glossary.sha256, list(learn), list(check), tokens, seed]
     learned = derive(cache, "rows", of, lambda: _learned(base, glossary, learn, check, tokens, seed, progress))
     if learned.rows is None:
         return Taught(base, learned.vocabulary, {})

@@ -86,8 +86,13 @@ class Waiting:
 def fetch(layers: Iterable[nn.Module]) -> None:
     """Read those of the layers now that wait to be run."""
     for layer in layers:
-        if "waiting" in vars(layer):
+        if waits(layer):
             vars(layer)["waiting"].read()
+
+
+def waits(layer: nn.Module) -> bool:
+    """Whether a layer's weights will be read when it is run, and stay."""
+    return "waiting" in vars(layer)
 
 
 def is_streamed(layer: nn.Module) -> bool:

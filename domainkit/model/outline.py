@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTok
 from transformers.integrations.moe import ExpertsInterface
 
 from domainkit.model.attention import NAME as LSH
-from domainkit.model.base import Base, configuration
+from domainkit.model.base import Base, check_packed, configuration
 from domainkit.model.bases import KNOWN, resolve
 from domainkit.model.crossover import AT
 from domainkit.model.folder import CONFIG, has_tokenizer, inspect_config, quiet, read_tokenizer
@@ -56,6 +56,8 @@ def outline(name: str, *, bits: int, attention: str, context: int, precision: st
     try:
         config, stretched = configuration(file, context)
         block = block_of(config)
+        if block:
+            check_packed(file.parent, bits)
         model = _built(config, dtype, attention, block)
     except UserError:
         raise

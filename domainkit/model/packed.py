@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -38,10 +38,12 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         states = input.to(self.compute or input.dtype)
-        if self.added is None:
-            out = product(states, self.weight, self.block)
-        else:
-            out = linear(states, values(self).to(states.dtype))
+        out = product(states, self.weight, self.block)
+        if self.added is not None:
+            first, rows = self.added
+            out = pad(out, (0, max(0, first - out.shape[-1])))
+            new = linear(states, rows.to(states.dtype))
+            out = torch.cat([out[..., :first], new, out[..., first + len(rows) :]], -1)
         return out.to(input.dtype) if self.bias is None else out.to(input.dtype) + self.bias
 
 
@@ -82,6 +84,7 @@ def values(module: nn.Module) -> Tensor:
     if module.added is None:
         return own
     first, rows = module.added
+    own = pad(own, (0, 0, 0, max(0, first - len(own))))  # a tokenizer may have more tokens than there are rows
     return torch.cat([own[:first], rows.to(own.dtype), own[first + len(rows) :]])
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from domainkit import ranks
+from domainkit.model.attention import NAME, choosing
 from domainkit.model.base import Base
 from domainkit.model.split import Trunk, top
 from domainkit.model.store import Store, make_room
@@ -103,6 +104,7 @@ def depends_on(base: Base, layers: int, dtype: str, depths: Sequence[int] = ()) 
         "rest": str(base.model.dtype),  # norms, attention: of 4 bits not what the products are computed in
         "compute": str(base.compute),
         "dtype": dtype,
+        **(choosing(base.model.device.type) if base.attention == NAME else {}),
         **({"rows": base.rows} if base.rows else {}),
         **({"positions": base.positions} if base.positions else {}),
         **({"depths": list(depths)} if depths else {}),

@@ -6,6 +6,8 @@ Not imported where no kernel is used: the import takes a second.
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -13,6 +15,7 @@ import numba
 from domainkit.assets import cache_dir
 
 config: Any = numba.config
+HERE = sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # how kernels are compiled; of their own code Numba knows
 LOOSE = {"reassoc", "contract", "nsz"}  # sums in another order, the same in every call; NaN and infinity stay
 
 
@@ -23,7 +26,7 @@ def kernel(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., A
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         asked: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
         before = config.CACHE_DIR
-        config.CACHE_DIR = before or str(cache_dir() / "kernels")
+        config.CACHE_DIR = before or str(cache_dir() / "kernels" / HERE)
         try:
             return numba.njit(cache=True, **asked)(function)
         except RuntimeError:  # no folder for it

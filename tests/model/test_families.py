@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domainkit.model.base import Base, fingerprint, load_base
+from domainkit.model.base import Base, load_base
+from domainkit.model.folder import fingerprint
 from tests.tiny import FAMILIES, make_base
 
 LAYERS, WIDTH = 3, 64

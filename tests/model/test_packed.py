@@ -174,6 +174,17 @@ def test_rows_of_new_tokens_stay_as_they_are(llama: Path) -> None:
     assert torch.equal(grown.embedding(mixed), kept["model.embed_tokens"][mixed])
 
 
+def test_new_tokens_keep_their_ids_where_a_tokenizer_has_more_tokens_than_there_are_rows(llama: Path) -> None:
+    base = load_base(llama)
+    before, count = logits(base), len(values(base.embedding))
+    rows = Rows(*(torch.ones(NEW, base.width) for _ in range(1 if base.tied else 2)))
+    grown = extend(base, base.tokenizer, count + 2, rows)
+    new = torch.tensor(grown.added)
+    assert torch.equal(values(grown.embedding)[new], rows.input) and torch.equal(grown.embedding(new), rows.input)
+    after = logits(grown)
+    assert torch.allclose(after[..., :count], before, atol=1e-6) and after.shape[-1] == count + 2 + NEW
+
+
 def test_spare_rows_are_taken_by_new_tokens(llama: Path) -> None:
     base = load_base(llama)
     rows = Rows(*(torch.ones(NEW, base.width) for _ in range(1 if base.tied else 2)))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from domainkit.model.base import Base, load_base
 from domainkit.model.bundle import Record
 from domainkit.model.split import Trunk
 from domainkit.model.top import DEFAULT, Top, adapt
+from domainkit.spec import Training
 from domainkit.types import UserError
 from tests.tiny import make_base
 
@@ -56,7 +58,7 @@ def record(base: Base) -> Record:
     return Record(
         domain="finance",
         base=base.facts,
-        training={"layers": 2, "rank": 4, "alpha": 8},
+        training=json.loads(json.dumps(asdict(Training(layers=2, rank=4, alpha=8)))),
         tasks={"triage": {"kind": "classify", "labels": ["A", "B", "C"], "adapter": "triage"}},
         seed=0,
         files={"lm.toml": "12ab"},
@@ -211,6 +213,14 @@ def test_a_changed_file_is_refused(run: Path, name: str) -> None:
 def test_a_missing_file_is_refused(run: Path, name: str) -> None:
     (run / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: changed since training \(now missing"):
+        bundle.read(run)
+
+
+def test_a_record_with_settings_of_another_version_is_refused(run: Path) -> None:
+    told = json.loads((run / bundle.RECORD).read_text())
+    told["training"]["batch_tokens"] = told["training"].pop("batch")
+    (run / bundle.RECORD).write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"another version of domainkit.*train again"):
         bundle.read(run)
 
 

@@ -51,14 +51,14 @@ def answers(prepared: Mapping[str, Prepared], run: Path, base: Path, root: Path,
     root: of the stores that have the activations. What lies below `work` of the very same exam is gone on with.
     Raises UserError when the workers cannot get it done.
     """
-    parts = [(name, portion) for name, one in prepared.items() for portion in one.portions()]
+    parts = [(name, _packed(name, portion)) for name, one in prepared.items() for portion in one.portions()]
     of = sha256(" ".join([digest(run / bundle.RECORD), *prepared]).encode())
-    for name, portion in parts:
-        of.update(_packed(name, portion).encode())
+    for _, packed in parts:
+        of.update(packed.encode())
     folder = (work / f"exam-{of.hexdigest()[:16]}").absolute()
     exam = Exam(folder, run.absolute(), base.absolute(), root.absolute(), tuple(prepared))
-    for number, (name, portion) in enumerate(parts):
-        write_text(exam.asked(number), _packed(name, portion))
+    for number, (_, packed) in enumerate(parts):
+        write_text(exam.asked(number), packed)
     workers.map(exam, len(parts), folder / "marks", title="evaluation")
     found: dict[str, list[Answer]] = {name: [] for name in prepared}
     for number, (name, _) in enumerate(parts):

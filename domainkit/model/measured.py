@@ -17,20 +17,23 @@ from domainkit.types import UserError
 def once(name: str, device: str, code: str, measure: Callable[[], float]) -> float:
     """The value of `name` on "cpu" or "cuda", measured where it is not known yet. code: other code is measured anew."""
     path = _path(name, device)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(path.read_text())
-        if known["code"] == code:
-            return float(known[name])
+    known = _known(path, name, code)
+    if known is not None:
+        return known
     value = measure()
-    with suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # of processes that measured together the first one's counts
-        known = json.loads(path.read_text())
-        if known["code"] == code:
-            return float(known[name])
+    known = _known(path, name, code)
+    if known is not None:  # of processes that measured together the first one's counts
+        return known
     with suppress(UserError):  # a cache that cannot be written: measured again next time
         write_text(path, json.dumps({name: value, "code": code}) + "\n")
     return value
+
+
+def _known(path: Path, name: str, code: str) -> float | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text())
+        return float(known[name]) if known["code"] == code else None
+    return None
 
 
 def _path(name: str, device: str) -> Path:

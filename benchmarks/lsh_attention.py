@@ -3,22 +3,20 @@
     python benchmarks/lsh_attention.py perplexity                        # on held-out texts, every layer attending so
     python benchmarks/lsh_attention.py perplexity --lengths 16384 32768  # beyond 8,192 by YaRN, all sides alike
     python benchmarks/lsh_attention.py copy --lengths 4096 8192          # on a passage that began the text and ends it
-    python benchmarks/lsh_attention.py four-bit                          # {dense, LSH} x {float32, NF4}, with
-    python benchmarks/lsh_attention.py four-bit --runs RUN RUN …         # what the reports of finished runs say
+    python benchmarks/lsh_attention.py four-bit                          # {dense, LSH} x {float32, NF4}
 
 One result file for each profile and length. `over dense` is how much more the perplexity is than that of dense
-attention (0.01: 1 %). Time and memory: lsh_time.py; which keys are found: lsh_recall.py; docs/attention.md shows all.
+attention (0.01: 1 %). Time and memory: lsh_time.py; which keys are found: lsh_recall.py; what finished runs reach:
+long_documents.py; docs/attention.md shows all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import exp
-from pathlib import Path
 from typing import Any
 
 from machine import write_results
@@ -39,20 +37,18 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[lsh.KEYS // 2, lsh.KEYS, lsh.KEYS * 2])
     parser.add_argument("--texts", nargs="+", choices=NAMES, default=tuple(NAMES))
     parser.add_argument("--dense-up-to", type=int, default=2**15, help="the longest text of dense attention")
-    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="of `four-bit`: finished runs to compare")
     args = parser.parse_args()
-    runs = [row for run in args.runs for row in scores(run)]
     for tokens in args.lengths:
         load = [os.getloadavg()[0]]
         if args.profile == "four-bit":
-            rows, more = list(four_bits(tokens, args.texts)), {"runs": runs}
+            rows = list(four_bits(tokens, args.texts))
         else:
-            base, more = load_base("smollm2-135m", bits=32), {}
+            base = load_base("smollm2-135m", bits=32)
             sides = [way for way in ways(args.keys) if way.keys is not None or tokens <= args.dense_up_to]
             given = _given(args.profile, base, tokens, args.texts)
             rows = [row for found in given for row in quality(base, sides, *found)]
         load.append(os.getloadavg()[0])
-        print(write_results(f"lsh_attention-{args.profile}-{tokens}", rows, means=means(rows), **more, load=load))
+        print(write_results(f"lsh_attention-{args.profile}-{tokens}", rows, means=means(rows), load=load))
 
 
 def _given(profile: str, base: Base, tokens: int, names: Sequence[str]) -> Iterator[tuple[str, Tensor, slice]]:
@@ -99,18 +95,6 @@ def four_bits(tokens: int, names: Sequence[str]) -> Iterator[Row]:
             for row in quality(base, [Way("dense"), Way("lsh", lsh.KEYS)], name, ids, slice(None)):
                 row["over float32 and dense"] = round(exp(row["loss"] - beside.setdefault(name, row["loss"])) - 1, 5)
                 yield row
-
-
-def scores(run: Path) -> Iterator[Row]:
-    """Of each task of a finished run: precision, attention and scores."""
-    reports = sorted((run / "reports").glob("*.json"))
-    if not reports:
-        raise SystemExit(f"{run} has no reports/*.json: name the folder of a finished run")
-    for path in reports:
-        report: Mapping[str, Any] = json.loads(path.read_text())
-        base = report["base"]
-        values = {name: score["value"] for name, score in report["scores"].items()}
-        yield {"task": report["task"], "bits": base["bits"], "attention": base["attention"], "scores": values}
 
 
 if __name__ == "__main__":

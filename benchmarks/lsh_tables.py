@@ -17,7 +17,7 @@ HEADS = {"group": "three query heads on one key head of 64", "layer": "nine quer
 
 
 def main() -> None:
-    made = [*times(), *base(), *quality("perplexity"), *quality("copy"), *recall(), *four_bit()]
+    made = [*times(), *base(), *quality("perplexity"), *quality("copy"), *recall(), *four_bit(), *runs()]
     print("\n".join(made) if made else "benchmarks/results has nothing of LSH attention yet")
 
 
@@ -89,16 +89,23 @@ def recall() -> Iterator[str]:
 
 
 def four_bit() -> Iterator[str]:
-    """Precision and attention together: perplexity, and what runs reached."""
+    """Precision and attention together."""
     for tokens, file in _lengths("four-bit"):
         rows = [(row["bits"], label(row), percent(row["over float32 and dense"]), percent(row["over dense"]))
                 for row in file["means"]]  # fmt: skip
         columns = ("bits", "attention", "perplexity over float32 and dense", "over dense of the same bits")
         yield from _table(f"Mean of {file['means'][0]['texts']} texts, {_thousands(tokens)} tokens", columns, rows)
-        scores = [(row["task"], row["bits"], row["attention"], name, show(value))
-                  for row in file["runs"] for name, value in row["scores"].items()]  # fmt: skip
-        if scores:
-            yield from _table("Scores of runs", ("task", "bits", "attention", "score", "value"), scores)
+
+
+def runs() -> Iterator[str]:
+    """What finished runs reached and took."""
+    if file := read_results("long_documents-scores"):
+        keys = [name for name in file["results"][0]["scores"] if name.startswith("bits_per_byte/")]
+        rows = [(row["bits"], "LSH" if row["attention"] == "lsh" else "dense",
+                 *(f"{row['scores'][key]:.3f} ({row['baseline']['base'][key]:.3f})" for key in keys))
+                for row in file["results"]]  # fmt: skip
+        title = "Bits per byte of held-out text after `finetune` on sequences of 8k tokens, in brackets of the base"
+        yield from _table(title, ("bits", "attention", *(key.split("/")[1] for key in keys)), rows)
 
 
 def _lengths(profile: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from domainkit.nets.compiled import LOOSE, kernel
 
-BITS = 16  # of the number of a round
-
 
 def split(keys: Tensor, directions: Tensor, steps: int) -> Tensor:
     """Of a segment (size, width) float32, split as often as there are directions (splits, width) to begin with: numbers
@@ -19,10 +17,16 @@ def split(keys: Tensor, directions: Tensor, steps: int) -> Tensor:
     return members
 
 
-def best(bits: Tensor, lowest: Tensor, rounds: Tensor) -> None:
-    """As `cells._plain`, of scores' bits (tokens, group, cells), which are overwritten: into (tokens, bins) each."""
-    ranks = torch.empty(bits.shape[2], dtype=torch.int32 if bits.dtype == torch.int16 else torch.int64)
-    _best(bits.numpy(), ranks.numpy(), lowest.numpy(), rounds.numpy())
+def best(bits: Tensor, first: int, lowest: Tensor, rounds: Tensor) -> None:
+    """`cells._plain` of these cells' scores (cells, group, tokens), into (bins, tokens) each; first: the round in which
+    they begin. After the first cells it goes on with what is known."""
+    _best(bits.numpy(), first, lowest.numpy(), rounds.numpy())
+
+
+def take(lowest: Tensor, rounds: Tensor, members: Tensor, found: Tensor) -> None:
+    """Of each token the members (cells, keys of a cell) of the cells in the lowest bins, into (tokens, keys): as many
+    bins as there is room for; of equal ones the first."""
+    _take(lowest.numpy(), rounds.numpy(), members.numpy(), found.numpy())
 
 
 @kernel(LOOSE)
@@ -108,29 +112,70 @@ def _halve(members, along, room):  # type: ignore[no-untyped-def]
 
 
 @kernel(set())
-def _best(bits, ranks, lowest, rounds):  # type: ignore[no-untyped-def]
-    tokens, group, cells = bits.shape
-    bins = lowest.shape[1]
-    later = np.empty(cells, ranks.dtype)
-    for cell in range(cells):
-        later[cell] = (1 << BITS) - 1 - cell // bins
-    lowest[:] = np.iinfo(lowest.dtype).max
-    rounds[:] = 0
-    for token in range(tokens):
-        row = bits[token, 0]
-        for member in range(1, group):
-            other = bits[token, member]
-            for cell in range(cells):
-                row[cell] = min(row[cell], other[cell])
-        for cell in range(cells):  # in one number with the round
-            ranks[cell] = (row[cell] << BITS) + later[cell]
-        length, deep = cells, -(-cells // bins)
-        while deep > 1:  # the later half of the rounds onto the earlier one: long loops, many numbers at once
-            deep = (deep + 1) // 2
-            half = ranks[deep * bins : length]
-            for cell in range(len(half)):
-                ranks[cell] = min(ranks[cell], half[cell])
-            length = deep * bins
-        for place in range(min(bins, cells)):
-            lowest[token, place] = ranks[place] >> BITS
-            rounds[token, place] = ~ranks[place] & ((1 << BITS) - 1)
+def _best(bits, first, lowest, rounds):  # type: ignore[no-untyped-def]
+    cells, group, tokens = bits.shape
+    bins = len(lowest)
+    least, number = np.empty(tokens, lowest.dtype), np.empty(1, lowest.dtype)
+    if not first:
+        lowest[:] = np.iinfo(lowest.dtype).max
+        rounds[:] = 0
+    for cell in range(min(bins, cells)):
+        low, at = lowest[cell], rounds[cell]
+        for other in range(cell, cells, bins):
+            number[0] = first + other // bins
+            this = number[0]
+            of = bits[other, 0]
+            for token in range(tokens):
+                least[token] = of[token]
+            for member in range(1, group):
+                of = bits[other, member]
+                for token in range(tokens):
+                    least[token] = min(least[token], of[token])
+            for token in range(tokens):
+                at[token] = this if least[token] <= low[token] else at[token]
+                low[token] = min(low[token], least[token])
+
+
+@kernel(set())
+def _take(lowest, rounds, members, found):  # type: ignore[no-untyped-def]
+    bins, tokens = lowest.shape
+    keys = members.shape[1]
+    take = found.shape[1] // keys
+    bound = _bounds(lowest, take)
+    equal, count = np.full(tokens, take), np.zeros(tokens, np.int64)
+    for place in range(bins):
+        row = lowest[place]
+        for token in range(tokens):
+            equal[token] -= row[token] < bound[token]
+    for place in range(bins):
+        row = lowest[place]
+        for token in range(tokens):
+            if row[token] > bound[token] or (row[token] == bound[token] and not equal[token]):
+                continue
+            equal[token] -= row[token] == bound[token]
+            cell = rounds[place, token] * bins + place
+            for key in range(keys):
+                found[token, count[token]] = members[cell, key]
+                count[token] += 1
+
+
+@kernel(set())
+def _bounds(lowest, take):  # type: ignore[no-untyped-def]
+    """For each token the lowest number that `take` of its bins do not exceed: all tokens at once, in one type, since
+    a wider one would take longer."""
+    bins, tokens = lowest.shape
+    low, high, middle, count = np.empty((4, tokens), lowest.dtype)
+    low[:], high[:] = np.iinfo(lowest.dtype).min, np.iinfo(lowest.dtype).max
+    for _ in range(8 * lowest.itemsize):
+        for token in range(tokens):
+            middle[token] = (low[token] & high[token]) + ((low[token] ^ high[token]) >> 1)
+        count[:] = 0
+        for place in range(bins):
+            row = lowest[place]
+            for token in range(tokens):
+                count[token] += row[token] <= middle[token]
+        for token in range(tokens):
+            enough = count[token] >= take
+            high[token] = middle[token] if enough else high[token]
+            low[token] = low[token] if enough else middle[token] + 1
+    return high

@@ -47,7 +47,7 @@ from domainkit.nets.threads import in_turn
 SINKS = 16
 BLOCK = 256
 WINDOW = 2 * BLOCK
-SEGMENTS = (64 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
+SEGMENTS = (32 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
 KEYS = 64
 ABOVE = 8.0  # nats that scores are moved by, so that nearly all are positive
 TOGETHER = 4  # key heads that are worked on at once

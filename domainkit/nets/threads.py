@@ -20,7 +20,8 @@ def in_turn(work: Callable[[Item], Result], items: Sequence[Item], device: torch
     """What `work` gives for each item, without gradients, in the items' order.
 
     On a CPU as many threads do it as torch has; no more than two results for each of them are ahead of what is taken.
-    Fewer items than threads are left to torch's own.
+    Fewer items than threads are left to torch's own. What the caller does with a result before it takes the next, one
+    thread of torch does too.
     """
     threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
@@ -32,6 +33,7 @@ def in_turn(work: Callable[[Item], Result], items: Sequence[Item], device: torch
         yield from map(alone, items)
         return
     ahead: deque[Future[Result]] = deque()
+    torch.set_num_threads(1)  # for what is done with results meanwhile: torch's threads would wait busily for a core
     try:
         with ThreadPoolExecutor(threads, "in-turn", torch.set_num_threads, (1,)) as pool:
             for item in items:

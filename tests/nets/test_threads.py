@@ -49,6 +49,11 @@ def test_as_many_threads_as_torch_has_each_with_one(threads: int) -> None:
     assert later == [threads]  # a thread that comes later has as many as before
 
 
+def test_what_is_done_with_results_meanwhile_leaves_the_cores_to_the_work(threads: int) -> None:
+    assert {torch.get_num_threads() for _ in in_turn(lambda item: item, range(50), CPU)} == {1}
+    assert torch.get_num_threads() == threads
+
+
 def test_no_result_is_made_far_ahead(threads: int) -> None:
     made = list[int]()
     results = in_turn(lambda item: made.append(item), range(1000), CPU)

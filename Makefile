@@ -45,11 +45,15 @@ bench: setup
 	$(PY) benchmarks/lsh_attention.py perplexity --lengths 8192 16384 32768
 	$(PY) benchmarks/lsh_attention.py copy --lengths 4096 8192 16384 32768 65536
 	$(PY) benchmarks/lsh_attention.py four-bit
+	$(PY) benchmarks/long_documents.py scores
+	$(PY) benchmarks/long_documents.py memory
 	$(PY) benchmarks/lsh_recall.py
 	$(PY) benchmarks/streamed.py  # writes 13.5 GB into the temporary folder
 	$(PY) benchmarks/kills.py
 	$(PY) benchmarks/reuse.py
 	$(PY) benchmarks/activations.py
+	$(PY) benchmarks/plan.py
+	$(PY) benchmarks/precision.py
 	$(PY) benchmarks/quantization.py splits
 	$(PY) benchmarks/quantization.py text
 	$(PY) benchmarks/quantization.py speed

@@ -133,7 +133,7 @@ class Estimator:
             self._disk,
             phases,
             len(self._inside) if streamed else 0,
-            {bits: max(phase.needed for phase in self.phases(bits)) for bits in BITS},
+            {bits: max(phase.needed for phase in self.phases(bits)) for bits in BITS if bits != 8 or not base.packed},
             max(phase.needed for phase in self.phases(base.bits, streamed=True)),
             max(parts[name].needed for name in ("load the base", "trunk")),
             self.work.train.peak,

@@ -57,6 +57,8 @@ def test_it_is_loaded_written_with_and_exported(desk: Desk, tmp_path: Path) -> N
 def test_it_is_planned_and_evaluated_where_its_layers_are_on_disk(desk: Desk, tmp_path: Path) -> None:
     dry = command(*desk.line(tmp_path / "dry", "--dry-run"))
     assert dry.code == 0, dry.err
+    assert "8 bits" not in dry.out  # which packed weights cannot be loaded in
+    assert "16 bits" in dry.out
     before = json.loads((desk.run / "reports" / "lm.json").read_text())["scores"]
     other = recipes.finetune(desk.request(tmp_path / "run", tasks=("lm",), overrides=("stream=always",)))
     assert json.loads((other / "reports" / "lm.json").read_text())["scores"] == before

@@ -18,7 +18,7 @@ from domainkit.nets.threads import in_turn
 STEPS = 2  # of the power iteration that finds a direction; more find no better cells
 BINS = 8  # for each cell to take; of a bin one cell at most is taken (Chern et al. 2022, arXiv 2206.14286)
 SHIFT = 13  # more bins than that, so that cells of one place in their segments do not share a bin
-AT_ONCE = 3 * 2**20  # scores on a CPU, 6 MB in bfloat16
+AT_ONCE = 3 * 2**19  # scores on a CPU: few enough to stay near a core
 WHOLE = {2: torch.int16, 4: torch.int32}  # by bytes
 
 

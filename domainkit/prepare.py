@@ -75,71 +75,75 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
     its weights, to be taken in its place; what takes long and changes no count is then left out.
     """
     record = bundle.read(run) if run else None
-    glossary = _glossary(domain)
-    graph = ConceptGraph.load(domain.training.graph) if domain.training.graph else None
+    training, glossary = domain.training, _glossary(domain)
+    graph = ConceptGraph.load(training.graph) if training.graph else None
     tasks = [domain.task(name) for name in request.tasks] or list(domain.tasks)
     given = _given(request.data, tasks)
     kinds = {task.name: load_kind(task) for task in tasks}  # a wrong setting is found before the base is loaded
-    training = domain.training
-    if training.steer and training.attention == "lsh":
-        raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
-                        where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
-    if training.precision == "fp8" and glossary and not run:
-        raise UserError("the rows of a glossary's terms are learned through the lowest layers, and products in fp8 "
-                        "have no gradient", where="training.precision",
-                        instead="--no-glossary, or --set precision=auto")  # fmt: skip
-    base = outline or load_base(
-        request.base, bits=training.bits, precision=training.precision, attention=training.attention,
-        context=training.context, hub=request.hub, stream=training.stream, keep=training.layers,
-    )  # fmt: skip
-    if record:
-        bundle.check_base(record, base)
+    _check(training, learns=glossary is not None and not run)
+    base = outline or _loaded(request, training, record)
     if outline:
         check_layers(base, training.layers)
-    else:  # once proved it stays so, and the trunk's layers need not be read for it again
-        derive(kept(), "split", [base.origin, training.layers], lambda: check_split(base, training.layers))
     sources = {
         task.name: _sources(task, given.get(task.name), request.format, alone=record is not None) for task in tasks
     }
-    examples = {
-        name: {
-            s.name: list(_few(read(s.path, language=s.language, source=s.name, format=s.format), request.limit))
-            for s in found
-        }
-        for name, found in sources.items()
-    }
+    examples = {name: {s.name: _read(s, request.limit) for s in found} for name, found in sources.items()}
     taught = None
     if run and record:
         base = bundle.restore_rows(run, base, record)
     elif glossary:
-        taught = _teach(base, glossary, examples, domain.training, request.seed, dry=outline is not None)
+        taught = _teach(base, glossary, examples, training, request.seed, dry=outline is not None)
         base = taught.base
     if not (request.tasks or base.added):
         tasks = _wordless(tasks)
     prepared: dict[str, Prepared] = {}
     for task in tasks:
+        own = sources[task.name]
         corpus = Corpus(
-            domain.name,
-            examples[task.name],
-            {s.name: s.part for s in sources[task.name]},
-            domain.training.context,
-            request.seed,
-            held_out=not (record and task.name in given),
-            glossary=glossary,
-            graph=graph,
-            splits={s.name: s.split for s in sources[task.name]},
-        )
+            domain.name, examples[task.name], {s.name: s.part for s in own}, training.context, request.seed,
+            held_out=not (record and task.name in given), glossary=glossary, graph=graph,
+            splits={s.name: s.split for s in own},
+        )  # fmt: skip
         ready = kinds[task.name].prepare(corpus, base) if outline else _ready(kinds[task.name], corpus, base)
-        ready = replace(ready, adapter=task.adapter, epochs=task.epochs, depths=len(domain.training.depths))
-        if record:
-            ready = replace(
-                ready, train=(), check=(), labelled=(), learned=(), labels=tuple(record.tasks[task.name]["labels"])
-            )
-        prepared[task.name] = ready
+        ready = replace(ready, adapter=task.adapter, epochs=task.epochs, depths=len(training.depths))
+        prepared[task.name] = _tested(ready, record.tasks[task.name]["labels"]) if record else ready
     kinds = {task.name: kinds[task.name] for task in tasks}
     data = {f"{name}/{s.name}": _provenance(s.path, s.format) for name in kinds for s in sources[name]}
     linker = None if outline else _linker(graph, prepared.values(), base, run)
     return Setting(domain, base, kinds, prepared, data, taught, glossary, graph, linker)
+
+
+def _check(training: Training, *, learns: bool) -> None:
+    """Raises UserError for settings that exclude each other. learns: whether a glossary's rows have to be learned."""
+    if training.steer and training.attention == "lsh":
+        raise UserError("a learned lean needs a mask of tokens x tokens, which LSH attention never has",
+                        where="training.steer", instead="--set steer=false or --set attention=sdpa")  # fmt: skip
+    if training.precision == "fp8" and learns:
+        raise UserError("the rows of a glossary's terms are learned through the lowest layers, and products in fp8 "
+                        "have no gradient", where="training.precision",
+                        instead="--no-glossary, or --set precision=auto")  # fmt: skip
+
+
+def _loaded(request: Request, training: Training, record: bundle.Record | None) -> Base:
+    """The base, which a run's record knows, and whose top is what plain Transformers computes."""
+    base = load_base(
+        request.base, bits=training.bits, precision=training.precision, attention=training.attention,
+        context=training.context, hub=request.hub, stream=training.stream, keep=training.layers,
+    )  # fmt: skip
+    if record:
+        bundle.check_base(record, base)
+    # Once proved it stays so, and the trunk's layers need not be read for it again.
+    derive(kept(), "split", [base.origin, training.layers], lambda: check_split(base, training.layers))
+    return base
+
+
+def _read(source: Source, limit: int | None) -> list[Example]:
+    return list(_few(read(source.path, language=source.language, source=source.name, format=source.format), limit))
+
+
+def _tested(ready: Prepared, labels: Sequence[str]) -> Prepared:
+    """Without what is learned from, and with the labels that were learned."""
+    return replace(ready, train=(), check=(), labelled=(), learned=(), labels=tuple(labels))
 
 
 def kept() -> Path:

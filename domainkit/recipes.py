@@ -8,37 +8,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import psutil
 import torch
-from torch import Tensor, nn
 
 from domainkit import exam, passes, ranks
-from domainkit.advice import at_once
 from domainkit.assets import cache_dir
-from domainkit.claim import WORK, alone, began_with, finish, is_finished, remember
+from domainkit.claim import WORK, alone, finish, is_finished, remember
 from domainkit.engines import engine
-from domainkit.estimate import Data, Estimate, Estimator
-from domainkit.evaluate import ask, glossary_tables, judge, peak_rss_mb, report, settle, speed, training_curves
+from domainkit.evaluate import ask, glossary_tables, judge, report, settle, speed, training_curves
 from domainkit.files import digest, write_text
 from domainkit.fit import fit
+from domainkit.fresh import fresh_top
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Answer, Reader
 from domainkit.model import bundle, trunk
 from domainkit.model.base import load_base
-from domainkit.model.derived import derive
-from domainkit.model.ondisk import waits
-from domainkit.model.outline import outline, outline_of, size
 from domainkit.model.passing import Passing
 from domainkit.model.precision import as_trained
 from domainkit.model.split import Trunk
 from domainkit.model.store import Store
-from domainkit.model.top import BALANCE, Top, adapt
-from domainkit.nets.balance import Balance
-from domainkit.prepare import Request, Setting, describe, kept, prepare
+from domainkit.model.top import Top
+from domainkit.planning import in_parts, plan, rows
+from domainkit.prepare import Request, Setting, describe, prepare
 from domainkit.progress import bar, say
-from domainkit.rehearse import Rehearsal
 from domainkit.report import Report, Table, write_index
 from domainkit.spec import Domain, Training
 from domainkit.types import Example, UserError
@@ -75,9 +68,9 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
         setting = prepare(request, domain)
         engine(domain.training).check_scaling(scaled=setting.base.model.dtype == torch.float16)
         if ranks.leads():
-            setting = _in_parts(setting, _rows(request, setting, folder))
+            setting = in_parts(setting, rows(request, setting, folder))
             remember(folder, describe(request, setting), resume=request.resume)
-    setting = _in_parts(setting, ranks.gather(setting.domain.training.micro_batch)[0])
+    setting = in_parts(setting, ranks.gather(setting.domain.training.micro_batch)[0])
     store = activations(setting, request.workers, folder / WORK)
     top = fresh_top(setting, request.seed)
     log = train(setting, top, store, folder / WORK, request)
@@ -94,67 +87,6 @@ def _adapt(request: Request, domain: Domain, folder: Path, began: float) -> None
     summaries = publish(setting, reader, answers, folder, folder / "reports", log=log, began=began)
     write_text(folder / "README.md", bundle.model_card(record, summaries))
     finish(folder)
-
-
-def plan(request: Request, tokens: int | None = None) -> Estimate:
-    """What `finetune` would do and take, without doing it: no weight is read, and no run written.
-
-    tokens: of the text, as if it had so many; the base then needs no tokenizer.
-    """
-    domain = Domain.load(request.domain, config=request.config, overrides=request.overrides)
-    training = domain.training
-    base = outline(request.base, bits=training.bits, precision=training.precision, attention=training.attention,
-                   context=training.context, hub=request.hub, spell=tokens is not None)  # fmt: skip
-    before = psutil.Process().memory_info().rss
-    setting = prepare(request, domain, outline=base)
-    data = Data.of(setting.prepared, training, tokens)
-    now, most = psutil.Process().memory_info().rss + data.unread, peak_rss_mb() * 2**20 + data.unread
-    rehearsal = _rehearsal(setting, request.seed, data)
-    if not training.micro_batch:
-        training = replace(training, micro_batch=_fitting(rehearsal, size(setting.base, training.bits)))
-        rehearsal = replace(rehearsal, training=training)
-    return Estimator(setting.base, rehearsal.top, training, data, rehearsal.work(), (before, now, most)).estimate()
-
-
-def _rehearsal(setting: Setting, seed: int, data: Data) -> Rehearsal:
-    """A run on its outline, which the base of `setting` is."""
-    unsolved = {name: replace(prepared, labelled=()) for name, prepared in setting.prepared.items()}
-    with torch.device("meta"):
-        top = fresh_top(replace(setting, prepared=unsolved), seed)
-    training = setting.domain.training
-    return Rehearsal(setting.base, top, setting.kinds, setting.prepared, training, data.longest, data.tokens)
-
-
-def _fitting(rehearsal: Rehearsal, beside: int = 0) -> int:
-    """How many of a step's rows are computed at once. beside: bytes that will be taken by then."""
-    training = rehearsal.training
-    if training.batch == 1:
-        return 1
-    row = replace(rehearsal, training=replace(training, micro_batch=1)).train().peak
-    return at_once(row, training.batch, beside)
-
-
-def _rows(request: Request, setting: Setting, folder: Path) -> int:
-    """The same of a run: as set, or as it began, so that it ends with the same bits, or what fits now."""
-    training = setting.domain.training
-    if training.micro_batch or training.batch == 1:
-        return training.micro_batch or 1
-    began = began_with(folder, "micro_batch") if request.resume else None
-    if isinstance(began, int):
-        return began
-    base = outline_of(setting.base)
-    unread = [own for own, layer in zip(base.layers(), setting.base.layers(), strict=True) if waits(layer)]
-    work = _rehearsal(replace(setting, base=base), request.seed, Data.of(setting.prepared, training))
-    found = _fitting(work, size(base, training.bits, unread))
-    if found < training.batch:
-        say(f"batch: {found} rows of {training.batch} fit at once: a step is put together from micro-batches")
-    return found
-
-
-def _in_parts(setting: Setting, rows: int) -> Setting:
-    """With so many rows of a training step at once."""
-    training = replace(setting.domain.training, micro_batch=rows)
-    return replace(setting, domain=replace(setting.domain, training=training))
 
 
 def evaluate(domain: str, *, run: Path | None = None, base: str | None = None, tasks: Sequence[str] = (),
@@ -225,38 +157,6 @@ def activations(setting: Setting, workers: Workers = ALONE, work: Path = Path())
         raise UserError("the activations that other processes have written are not here", where=store.folder,
                         instead="DOMAINKIT_CACHE on a disk that all machines share")  # fmt: skip
     return store
-
-
-def fresh_top(setting: Setting, seed: int) -> Top:
-    """An untrained top with the heads that the tasks need, drawn from `seed`."""
-    training = setting.domain.training
-    torch.manual_seed(seed)
-    heads = bundle.heads_of({name: _head(setting, name) for name in setting.kinds})
-    learning = [name for name, prepared in setting.prepared.items() if prepared.train]
-    if training.balance and len(learning) > 1:
-        heads[BALANCE] = Balance(learning)
-    return adapt(
-        setting.base, heads, layers=training.layers, rank=training.rank, alpha=training.alpha, seed=seed,
-        adapters=[prepared.adapter for prepared in setting.prepared.values()], steer=training.steer,
-    )  # fmt: skip
-
-
-def _head(setting: Setting, task: str) -> nn.Module | None:
-    """The head of a task. What it solves from labelled texts stands in its buffers, and is solved once."""
-    kind, base, prepared = setting.kinds[task], setting.base, setting.prepared[task]
-    head = kind.head(base, replace(prepared, labelled=()))
-    if head is None or not prepared.labelled:
-        return head
-
-    def solve() -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]):  # solved now or before, what is drawn next is the same
-            return dict(cast(nn.Module, kind.head(base, prepared)).named_buffers())
-
-    of = [type(kind).__module__, vars(kind), prepared, base.origin, base.rows]
-    for name, value in derive(kept(), "head", of, solve).items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(head.get_submodule(owner), leaf, value)  # of another shape than without texts
-    return head
 
 
 def reading(setting: Setting, top: Top, store: Store | None) -> Reader:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from domainkit import claim, cli, recipes
+from domainkit import claim, cli, planning, recipes
 from domainkit.estimate import Estimate
 from domainkit.files import digest
 from domainkit.model import bundle
@@ -576,13 +576,13 @@ def test_a_step_is_put_together_from_what_fits_and_so_it_stays(
         raise Crash
 
     settings = ("batch=4", "micro_batch=0")
-    monkeypatch.setattr(recipes, "at_once", fitting)
+    monkeypatch.setattr(planning, "at_once", fitting)
     recipes.finetune(desk.request(tmp_path / "whole", overrides=settings))
     assert bundle.read(tmp_path / "whole").training["micro_batch"] == 3
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(bundle, "save", crash)
         recipes.finetune(desk.request(tmp_path / "cut", overrides=settings))
-    monkeypatch.setattr(recipes, "at_once", lambda *given: 1)
+    monkeypatch.setattr(planning, "at_once", lambda *given: 1)
     recipes.finetune(desk.request(tmp_path / "cut", overrides=settings, resume=True))
     assert bundle.read(tmp_path / "cut").training["micro_batch"] == 3
     assert same_weights(tmp_path / "cut", tmp_path / "whole")

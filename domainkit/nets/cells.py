@@ -82,7 +82,7 @@ def _kernel(asked: Tensor, means: Tensor, members: Tensor, take: int, bins: int,
     found = members.new_empty(heads, tokens, take * members.shape[2])
     for q, mean, member, into in zip(asked.transpose(1, 2), means, members, found, strict=True):
         q = q.reshape(-1, width).T
-        lowest, rounds = (torch.empty(bins, tokens, dtype=whole) for _ in "ab")
+        lowest, rounds = (torch.empty(bins, tokens, dtype=whole) for _ in "ab")  # int16: of ten million tokens
         for first in range(0, len(mean), few):
             part = mean[first : first + few]
             scores = room.of(asked, (len(part), group, tokens))

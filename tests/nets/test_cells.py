@@ -39,8 +39,11 @@ def test_no_segments_no_cells() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("take", "count", "group"), [(8, 900, 3), (3, 2000, 1), (39, 40, 2), (1, 2, 4), (0, 30, 2)])
-def test_the_kernel_chooses_as_plain_torch_does(take: int, count: int, group: int, dtype: torch.dtype) -> None:
+def test_the_kernel_chooses_as_plain_torch_does(
+    take: int, count: int, group: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of scores below 0 too, and of many that are equal in short precisions."""
+    monkeypatch.setattr(cells, "AT_ONCE", 70 * group * count // 3)  # several pieces, where there are cells enough
     g = torch.Generator().manual_seed(count)
     asked, means = torch.randn(2, 70, group, 6, generator=g), torch.randn(2, count, 6, generator=g)
     asked, means = asked.to(dtype), means.to(dtype)

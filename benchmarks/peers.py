@@ -44,10 +44,10 @@ POLL = 0.1  # seconds
 def sequences(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Write what all train on (train.jsonl, and packed into rows: rows.jsonl) and are judged on (held.json); returns
     what there is to say of it."""
-    from domainkit.fit import plan_steps
     from domainkit.model.batch import rows as pack
     from domainkit.prepare import Request, prepare
     from domainkit.spec import Domain
+    from domainkit.steps import plan_steps
 
     domain = Domain.load("finance", overrides=overrides)
     setting = prepare(Request("finance", BASE, tasks=("lm",)), domain)

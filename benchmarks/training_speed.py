@@ -33,7 +33,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from domainkit.engines import Engine
-from domainkit.fit import Step, arguments, fit, plan_steps
+from domainkit.fit import arguments, fit
 from domainkit.kinds import Prepared
 from domainkit.model import trunk
 from domainkit.model.base import Base
@@ -42,6 +42,7 @@ from domainkit.model.top import DEFAULT, lora_config
 from domainkit.prepare import Request, Setting, prepare
 from domainkit.recipes import fresh_top
 from domainkit.spec import Domain, Training
+from domainkit.steps import Step, plan_steps
 
 PADDED = 8  # texts of a padded batch: what the Trainer takes when nothing is said
 

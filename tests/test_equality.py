@@ -21,13 +21,14 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from domainkit.engines import Engine, accumulation
-from domainkit.fit import Step, arguments, deal, fit, plan_steps
+from domainkit.fit import arguments, fit
 from domainkit.kinds import Kind, Prepared, classify, lm
 from domainkit.model import trunk
 from domainkit.model.base import load_base
 from domainkit.model.batch import collate
 from domainkit.model.top import adapt, lora_config
 from domainkit.spec import Training
+from domainkit.steps import Step, deal, plan_steps
 from domainkit.types import Sequence as Tokens
 from tests.tiny import FAMILIES, make_base
 

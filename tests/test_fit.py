@@ -27,13 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from domainkit import checkpoint
-from domainkit.fit import Fitted, fit, plan_steps
+from domainkit.fit import Fitted, fit
 from domainkit.kinds import Kind, Prepared, classify, lm
 from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
 from domainkit.model.store import Store
 from domainkit.model.top import Top, adapt
 from domainkit.spec import Training
+from domainkit.steps import plan_steps
 from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
 

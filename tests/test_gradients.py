@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm as total
 
-from domainkit.fit import Objective, Step, Steps, TopTrainer, deal, fit
+from domainkit.fit import Objective, TopTrainer, fit
 from domainkit.kinds import Kind, Prepared, classify, lm
 from domainkit.learner import Learner
 from domainkit.model import precision, trunk
@@ -28,6 +28,7 @@ from domainkit.model.store import Store
 from domainkit.model.top import BALANCE, Top, adapt
 from domainkit.nets.balance import Balance
 from domainkit.spec import Training
+from domainkit.steps import Step, Steps, deal
 from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
 

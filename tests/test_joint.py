@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from domainkit.fit import Objective, Steps, plan_steps
+from domainkit.fit import Objective
 from domainkit.joint import companions, epochs_of, trained_tokens
 from domainkit.kinds import Kind, Prepared, ner
 from domainkit.model import bundle, trunk
@@ -17,6 +17,7 @@ from domainkit.model.base import Base, load_base
 from domainkit.model.top import BALANCE, Top, adapt
 from domainkit.nets.balance import Balance
 from domainkit.spec import Training
+from domainkit.steps import Steps, plan_steps
 from domainkit.types import Sequence as Tokens
 from tests.kinds.test_ner import CONTEXT, DOCUMENTS, corpus, kind
 

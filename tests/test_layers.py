@@ -21,7 +21,7 @@ FLOORS = (  # from the ground up; a name may import only from lines above its ow
     "model conceptscore",
     "kinds",
     "joint checkpoint learner documents shards",
-    "rehearse engines workers",
+    "rehearse engines workers steps",
     "fit evaluate estimate claim passes continual",
     "prepare advice run",
     "exam parts fresh",

@@ -21,8 +21,9 @@ from domainkit import cli, ranks
 from domainkit.claim import LOCK
 from domainkit.claim import alone as alone_in
 from domainkit.engines import Engine, accumulation, engine
-from domainkit.fit import Fitted, Step, deal
+from domainkit.fit import Fitted
 from domainkit.model import bundle, trunk
+from domainkit.steps import Step, deal
 from domainkit.types import Sequence as Tokens
 from domainkit.types import UserError
 from tests.ranked import SHARD

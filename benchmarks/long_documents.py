@@ -29,7 +29,6 @@ from domainkit.files import write_text
 from domainkit.model.attention import scored_in
 from domainkit.model.crossover import AT, crossover
 
-CHARACTERS = {"en": 5, "zh": 2}  # of a token, at most: a document of so many is as long as a sequence
 SOURCES = {  # file → part, language
     "fed": ("domain", "en"),
     "cfpb": ("domain", "en"),
@@ -42,12 +41,16 @@ COMMON = ('glossary=""', "batch=1")
 PROFILES: dict[str, dict[str, Any]] = {
     "scores": {
         "tokens": 8192,
+        "characters": {"en": 5, "zh": 2},  # of a token, so that a document is about as long as a sequence
+        "ids": "{}-{}",
         "sources": tuple(SOURCES),
         "settings": ("epochs=2", "lm.tokens=32768", "lm.share=0.5", "lm.test_tokens=8192"),
         "sides": [(bits, attention) for bits in (32, 4) for attention in ("sdpa", "lsh")],
     },
     "memory": {
         "tokens": 100_000,
+        "characters": {"en": 6},  # so that no document is shorter
+        "ids": "{} {}",  # the split goes by them: of the two documents one is learned from and one is tested on
         "sources": ("fed",),
         "settings": ("epochs=1", "warmup=0", "lm.tokens=100000", "lm.test_tokens=100000"),
         "sides": [(4, "lsh")],
@@ -69,10 +72,10 @@ def main() -> None:
     print(write_results(f"long_documents-{args.profile}", rows, load=load))
 
 
-def runs(place: Path, out: Path, *, tokens: int, sources: tuple[str, ...], settings: tuple[str, ...],
-         sides: list[tuple[int, str]]) -> Iterator[dict[str, Any]]:  # fmt: skip
+def runs(place: Path, out: Path, *, tokens: int, settings: tuple[str, ...], sides: list[tuple[int, str]],
+         **documents: Any) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Of each side: scores, those of the untouched base, seconds and MiB."""
-    domain(place / "documents", tokens, sources)
+    domain(place / "documents", tokens, **documents)
     (place / "cache").mkdir()
     (place / "cache/bases").symlink_to(cache_dir() / "bases")
     os.environ["DOMAINKIT_CACHE"] = str(place / "cache")
@@ -93,7 +96,7 @@ def runs(place: Path, out: Path, *, tokens: int, sources: tuple[str, ...], setti
         }  # fmt: skip
 
 
-def domain(folder: Path, tokens: int, sources: tuple[str, ...]) -> None:
+def domain(folder: Path, tokens: int, *, sources: tuple[str, ...], characters: Mapping[str, int], ids: str) -> None:
     """A domain of one task, `lm`, whose documents have about so many tokens."""
     (folder / "data").mkdir(parents=True)
     write_text(folder / "domain.toml", (ROOT / "tasks/finance/domain.toml").read_text())
@@ -101,8 +104,8 @@ def domain(folder: Path, tokens: int, sources: tuple[str, ...]) -> None:
     for name in sources:
         part, language = SOURCES[name]
         told.append(f'[[sources]]\npath = "data/{name}.jsonl"\npart = "{part}"\nlanguage = "{language}"')
-        made = [json.dumps({"id": f"{name}-{number}", "text": text}, ensure_ascii=False)
-                for number, text in enumerate(together(name, tokens * CHARACTERS[language]))]  # fmt: skip
+        made = [json.dumps({"id": ids.format(name, number), "text": text}, ensure_ascii=False)
+                for number, text in enumerate(together(name, tokens * characters[language]))]  # fmt: skip
         write_text(folder / f"data/{name}.jsonl", "".join(f"{line}\n" for line in made))
     write_text(folder / "lm.toml", "\n".join(told) + "\n")
 

@@ -22,6 +22,7 @@ from domainkit.model.precision import quick
 from domainkit.nets.lsh import Index, attend
 
 NAME = "lsh"
+WHOLE = ("avx512_vnni", "avx_vnni", "amx_int8")  # a CPU's instructions for whole numbers of 8 bits
 _indexes: WeakKeyDictionary[nn.Module, Index] = WeakKeyDictionary()  # of each layer's last text, which may grow
 
 
@@ -92,7 +93,9 @@ def choosing(device: str) -> dict[str, object]:
 
 
 def scored_in(device: str) -> torch.dtype:
-    """bfloat16 where the device is fast at it: what it rounds only orders the cells."""
+    """What cells are scored in, whole numbers up to 127 (`domainkit.nets.grid`): what the device multiplies fast."""
+    if device == "cpu":
+        return torch.int8 if any(map(torch.cpu.get_capabilities().get, WHOLE)) else torch.float32
     return torch.bfloat16 if quick(device) else torch.float32
 
 

@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from domainkit.nets.cells import UNITS
 from domainkit.nets.compiled import LOOSE, kernel
+
+SHORT = np.int32(UNITS)  # in one type with the scores: a wider one would take longer
+LOW, HIGH = np.int32(-(2**15)), np.int32(2**15 - 1)
 
 
 def split(keys: Tensor, directions: Tensor, steps: int) -> Tensor:
@@ -17,10 +21,10 @@ def split(keys: Tensor, directions: Tensor, steps: int) -> Tensor:
     return members
 
 
-def best(bits: Tensor, first: int, lowest: Tensor, rounds: Tensor) -> None:
-    """`cells._plain` of these cells' scores (cells, group, tokens), into (bins, tokens) each; first: the round in which
-    they begin. After the first cells it goes on with what is known."""
-    _best(bits.numpy(), first, lowest.numpy(), rounds.numpy())
+def best(scores: Tensor, offset: Tensor, first: int, lowest: Tensor, rounds: Tensor) -> None:
+    """`cells._plain` of these cells' products (cells, group, tokens) and offsets (group, tokens), into (bins, tokens)
+    each; first: the round in which they begin. After the first cells it goes on with what is known."""
+    _best(scores.numpy(), offset.numpy(), first, lowest.numpy(), rounds.numpy())
 
 
 def take(lowest: Tensor, rounds: Tensor, members: Tensor, found: Tensor) -> None:
@@ -112,10 +116,11 @@ def _halve(members, along, room):  # type: ignore[no-untyped-def]
 
 
 @kernel(set())
-def _best(bits, first, lowest, rounds):  # type: ignore[no-untyped-def]
-    cells, group, tokens = bits.shape
+def _best(scores, offset, first, lowest, rounds):  # type: ignore[no-untyped-def]
+    cells, group, tokens = scores.shape
     bins = len(lowest)
-    least, number = np.empty(tokens, lowest.dtype), np.empty(1, lowest.dtype)
+    least, short = np.empty(tokens, np.int32), np.empty(tokens, lowest.dtype)
+    number = np.empty(1, rounds.dtype)
     if not first:
         lowest[:] = np.iinfo(lowest.dtype).max
         rounds[:] = 0
@@ -124,16 +129,19 @@ def _best(bits, first, lowest, rounds):  # type: ignore[no-untyped-def]
         for other in range(cell, cells, bins):
             number[0] = first + other // bins
             this = number[0]
-            of = bits[other, 0]
+            for member in range(group):
+                of, beside = scores[other, member], offset[member]
+                if member:
+                    for token in range(tokens):
+                        least[token] = min(least[token], np.int32(np.int32(of[token]) + beside[token]))
+                else:
+                    for token in range(tokens):
+                        least[token] = np.int32(np.int32(of[token]) + beside[token])
             for token in range(tokens):
-                least[token] = of[token]
-            for member in range(1, group):
-                of = bits[other, member]
-                for token in range(tokens):
-                    least[token] = min(least[token], of[token])
+                short[token] = np.int16(min(max(np.int32(least[token] >> SHORT), LOW), HIGH))
             for token in range(tokens):
-                at[token] = this if least[token] <= low[token] else at[token]
-                low[token] = min(low[token], least[token])
+                at[token] = this if short[token] <= low[token] else at[token]
+                low[token] = min(low[token], short[token])
 
 
 @kernel(set())

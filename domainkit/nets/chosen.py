@@ -27,10 +27,10 @@ class Room(local):
     def __init__(self) -> None:
         self._held = torch.empty(0)
 
-    def of(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def of(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         size = prod(shape)
         if self._held.numel() < size:
-            self._held = like.new_empty(size)
+            self._held = torch.empty(2 * size, dtype=dtype)  # what is asked for grows little by little
         return self._held[:size].view(shape)
 
 
@@ -101,7 +101,7 @@ class Chosen:
 
 def _gathered(of: Tensor, ids: Tensor, room: Room) -> Tensor:
     """(tokens, count, width)"""
-    held = room.of(of, (ids.numel(), of.shape[2]))
+    held = room.of(of.dtype, (ids.numel(), of.shape[2]))
     return torch.index_select(of.flatten(0, 1), 0, ids.flatten(), out=held).unflatten(0, ids.shape)
 
 

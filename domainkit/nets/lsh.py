@@ -18,9 +18,10 @@ Hooper et al. 2024, arXiv 2411.09688):
 2. A small segment is hashed as soon as it is complete, and its keys once more when the larger one around it is, as in a
    log-structured merge tree: the larger a segment, the purer its cells. A query finds each key in one of them. The
    smallest segments are not split, each key is a cell; the largest have large cells. O(n log n) for each of SEGMENTS.
-3. A query scores the mean of each cell's keys and takes the best cells of each size of segment; the query heads of one
-   key head take the same ones, by the largest share that any of them would give. n times the number of cells, in
-   products of short vectors: of its cost this is the part that is not linear.
+3. A query scores the mean of each cell's keys, in whole numbers of 8 bits (`domainkit.nets.grid`), and takes the best
+   cells of each size of segment; the query heads of one key head take the same ones, by the largest share that any of
+   them would give. n times the number of cells, in products of short vectors: of its cost this is the part that is not
+   linear.
 4. One softmax over all of it: sinks and window by the dense kernel, which tells the sum of its softmax, and what lies
    further back beside it. The backward pass keeps the choice and the log of the whole sum, and reads again.
 
@@ -37,11 +38,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag
 
 from domainkit.nets.cells import best, split
 from domainkit.nets.chosen import Chosen, Room
 from domainkit.nets.dense import dense, dense_backward
+from domainkit.nets.grid import Grid
 from domainkit.nets.threads import in_turn
 
 SINKS = 16
@@ -49,12 +51,11 @@ BLOCK = 256
 WINDOW = 2 * BLOCK
 SEGMENTS = (32 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
 KEYS = 64
-ABOVE = 8.0  # nats that scores are moved by, so that nearly all are positive
 TOGETHER = 4  # key heads that are worked on at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, documents: Tensor | None = None,
-           scored_in: torch.dtype | None = None, index: Index | None = None) -> Tensor:  # fmt: skip
+           scored_in: torch.dtype = torch.float32, index: Index | None = None) -> Tensor:  # fmt: skip
     """Attention of q to k: (batch, heads, queries, value width), differentiable in q, k and v.
 
     q: (batch, heads, queries, width), of the last queries of the tokens; k: (batch, key heads, tokens, width); v:
@@ -62,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     keys: how many a query reads besides sinks and blocks; when they are all, this is dense attention.
     documents: (batch, tokens), a number for each; a token reads its own document only, which is one stretch of tokens.
     Below 0 is padding: nothing reads it, and its output is 0. None: a row is a document.
-    scored_in: precision of step 3, e.g. bfloat16 where the processor is fast at it; None: that of k, at most float32.
+    scored_in: in what the whole numbers of step 3 are multiplied, on a CPU float32 or, which is the same, int8.
     index: of a text that grows, without documents: what earlier calls hashed is not hashed again.
 
     Raises ValueError: shapes that do not fit, an integer dtype, keys or values that are not finite.
@@ -80,15 +81,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
             if not real:
                 parts.append(asked.new_zeros(*asked.shape[:2], v.shape[3]))
             elif asked.shape[1]:
-                known = index.levels[row] if index is not None and documents is None else {}
+                known = index.cells[row] if index is not None and documents is None else {}
                 of = k[row, :, start:end], v[row, :, start:end]
-                parts.append(_document(asked, *of, scale, keys, scored_in or _single(k.dtype), known))
+                parts.append(_document(asked, *of, scale, keys, scored_in, known))
         outs.append(_joined(parts or [q.new_zeros(q.shape[1], 0, v.shape[3])], 1))
     return torch.stack(outs) if len(outs) > 1 else outs[0][None]
-
-
-def _single(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype == torch.float64 else dtype
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, *, whole: bool) -> None:
@@ -113,16 +110,16 @@ def _runs(documents: Tensor) -> list[tuple[int, int, bool]]:
 
 
 def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_in: torch.dtype,
-              known: dict[int, list[Level]]) -> Tensor:  # fmt: skip
+              known: dict[int, Cells]) -> Tensor:  # fmt: skip
     """(heads, queries, width) of one document, its keys (key heads, tokens, width). known: by first key head; extended
     here."""
     group, outs = len(q) // len(k), []
     for head in range(0, len(k), TOGETHER):
         key, value = k[head : head + TOGETHER], v[head : head + TOGETHER]
-        if keys:
-            known[head] = hashed(key.detach(), scored_in, known.get(head, ()))
+        if keys and k.shape[1] >= SINKS + BLOCK:
+            known[head] = hashed(key.detach(), scored_in, known.get(head))
         asked = q[head * group : (head + len(key)) * group].unflatten(0, (len(key), group)).transpose(1, 2)
-        out = _Attention.apply(asked, key, value, scale, known.get(head, ()), keys)
+        out = _Attention.apply(asked, key, value, scale, known.get(head), keys)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return _joined(outs, 0)
 
@@ -138,7 +135,7 @@ class Index:
     """
 
     def __init__(self) -> None:
-        self.levels: list[dict[int, list[Level]]] = []
+        self.cells: list[dict[int, Cells]] = []
         self._seen = torch.empty(0)  # (rows, key heads, some tokens, width)
 
     def follow(self, k: Tensor, queries: int) -> None:
@@ -146,7 +143,7 @@ class Index:
         before = k.shape[2] - queries
         same = self._sample(k[:, :, :before])
         if not before or same.shape != self._seen.shape or not torch.equal(same, self._seen):
-            self.levels = [{} for _ in k]
+            self.cells = [{} for _ in k]
         self._seen = self._sample(k).clone()
 
     @staticmethod
@@ -160,29 +157,40 @@ class Level:
     """Where the keys of all complete segments of one size are found."""
 
     members: Tensor  # (key heads, cells, keys of a cell) int64: their positions
-    means: Tensor  # (key heads, cells, width + 2), two columns of ones at the end
+    means: Tensor  # (key heads, cells, width), on the grid
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A level for each of SEGMENTS."""
+
+    levels: Sequence[Level]
+    grid: Grid
 
 
 @torch.no_grad()
-def hashed(keys: Tensor, scored_in: torch.dtype, known: Sequence[Level] = ()) -> list[Level]:
-    """keys: (key heads, tokens, width) → a level for each of SEGMENTS. The first SINKS tokens are in none.
+def hashed(keys: Tensor, scored_in: torch.dtype, known: Cells | None = None) -> Cells:
+    """keys: (key heads, tokens, width), a block at least. The first SINKS tokens are in no cell.
 
-    known: the levels of the first of these keys, which are taken over.
+    known: the cells of the first of these keys, which are taken over.
     """
+    grid = known.grid if known else Grid.over(keys[:, SINKS : SINKS + BLOCK], scored_in)
     rest, levels = keys[:, SINKS:], []
     for number, (size, cell) in enumerate(SEGMENTS):
-        done = known[number].members[0].numel() if known else 0
+        old = known.levels[number] if known else None
+        done = old.members[0].numel() if old else 0
         end = done + max(rest.shape[1] - done, 0) // size * size
+        if old and end == done:
+            levels.append(old)
+            continue
         new = rest[:, done:end].float()  # (key heads, tokens, width)
         cells = split(new.reshape(-1, size, rest.shape[2]), cell)
-        means = pad(new.flatten(0, 1)[cells].mean(1), (0, 2), value=1.0).to(scored_in).unflatten(0, (len(keys), -1))
+        means = grid.means(embedding_bag(cells, new.flatten(0, 1), mode="mean").unflatten(0, (len(keys), -1)))
         members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
-        level = Level(members, means)
-        if known:
-            old = known[number]
-            level = Level(torch.cat([old.members, level.members], 1), torch.cat([old.means, level.means], 1))
-        levels.append(level if end > done or not known else known[number])
-    return levels
+        if old:
+            members, means = torch.cat([old.members, members], 1), torch.cat([old.means, means], 1)
+        levels.append(Level(members, means))
+    return Cells(levels, grid)
 
 
 def _first(of: Tensor, size: int) -> Tensor:
@@ -201,13 +209,13 @@ def _before(position: int) -> list[tuple[int, slice]]:
     return found
 
 
-def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys: int, room: Room) -> Tensor:
+def _choose(q: Tensor, lse: Tensor, known: Cells, position: int, keys: int, room: Room) -> Tensor:
     """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), from each level by the
     square root of how many it has there.
 
     q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway.
     """
-    asked, parts, found = _asked(q, lse, levels[0].means.dtype), _before(position), []
+    asked, levels, parts, found = known.grid.asked(q, lse), known.levels, _before(position), []
     roots = [sqrt((cells.stop - cells.start) * levels[level].members.shape[2]) for level, cells in parts]
     while parts:  # from the smallest level: what it does not need, the others take
         level, cells = parts.pop()
@@ -216,21 +224,11 @@ def _choose(q: Tensor, lse: Tensor, levels: Sequence[Level], position: int, keys
         roots.pop()
         take = int(keys * share) // members.shape[2]
         if take < members.shape[1]:
-            found.append(best(asked, means, members, take, room))
+            found.append(best(*asked, means, members, take, room))
         else:
             found.append(members.flatten(1)[:, None].expand(-1, q.shape[1], -1))
         keys -= found[-1].shape[2]
     return torch.cat(found, 2)
-
-
-def _asked(q: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
-    """(key heads, tokens, group, width + 2): its product with a cell's mean and ones is lse + ABOVE - q·mean.
-
-    The lse goes in two parts, for short precisions.
-    """
-    lse = (lse + ABOVE)[..., None]
-    most = lse.to(dtype)
-    return torch.cat([-q.to(dtype), most, (lse - most).to(dtype)], 3)
 
 
 class _Attention(torch.autograd.Function):
@@ -238,7 +236,7 @@ class _Attention(torch.autograd.Function):
     (key heads, queries, group, value width)"""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, levels: Sequence[Level], keys: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, known: Cells | None, keys: int) -> Tensor:
         first = k.shape[1] - q.shape[1]
         heads, queries, group, _ = q.shape
         out = q.new_empty(heads, group, queries, v.shape[2]).transpose(1, 2)  # in the order in which it is returned
@@ -250,8 +248,8 @@ class _Attention(torch.autograd.Function):
             rows = slice(start - first, end - first)
             asked, picked = (q[:, rows] * scale).contiguous(), torch.empty(0)
             got, sums = dense(asked, _both(k, near, end), _both(v, near, end))
-            if keys and near > SINKS:
-                picked = _choose(asked, sums, levels, near, keys, room)
+            if known and near > SINKS:
+                picked = _choose(asked, sums, known, near, keys, room)
                 got, sums = chosen.read(asked, picked, got, sums)
             out[:, rows], lse[:, rows] = got, sums
             return picked

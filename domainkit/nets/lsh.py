@@ -50,7 +50,7 @@ SINKS = 16
 BLOCK = 256
 WINDOW = 2 * BLOCK
 SEGMENTS = (32 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
-KEYS = 64
+KEYS = 80
 TOGETHER = 4  # key heads that are worked on at once
 
 

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from domainkit.nets.cells import best, split
+from domainkit.nets.cells import PRODUCTS, best, split
 from domainkit.nets.chosen import Chosen, Room
 from domainkit.nets.dense import dense, dense_backward
 from domainkit.nets.grid import Grid
@@ -66,8 +66,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     scored_in: in what the whole numbers of step 3 are multiplied, on a CPU float32 or, which is the same, int8.
     index: of a text that grows, without documents: what earlier calls hashed is not hashed again.
 
-    Raises ValueError: shapes that do not fit, an integer dtype, keys or values that are not finite.
+    Raises ValueError: shapes that do not fit, a dtype that is not for this, keys or values that are not finite.
     """
+    if k.device.type == "cpu" and scored_in not in PRODUCTS:
+        raise ValueError(f"a CPU does not score cells in {scored_in}: one of {', '.join(map(str, PRODUCTS))} is needed")
     _check(q, k, v, whole=index is None)
     if index is not None:
         index.follow(k, q.shape[2])

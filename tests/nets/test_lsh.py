@@ -244,6 +244,11 @@ def test_bad_input(fault: str, message: str) -> None:
         attend(q, k, v, SCALE)
 
 
+def test_a_dtype_that_a_processor_does_not_score_in_is_told() -> None:
+    with pytest.raises(ValueError, match=r"does not score cells in torch.bfloat16: one of torch.int8, torch.float32"):
+        attend(*draw(5), SCALE, scored_in=torch.bfloat16)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_what_the_processor_gives() -> None:

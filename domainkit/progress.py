@@ -71,7 +71,7 @@ def _plain(title: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         if now - last >= QUIET or (count and done >= total):
             last = now
             speed = done / max(now - began, 1e-9)
-            left = (total - done) / max(speed, 1e-9)
+            left = max(total - done, 0) / max(speed, 1e-9)
             told = f"{title}: {done:,} of {total:,} {unit}, {_rate(speed, unit)}, {left:,.0f} s left {note}"
             say(told.rstrip())
 

@@ -181,7 +181,7 @@ def hashed(keys: Tensor, scored_in: torch.dtype, known: Cells | None = None) -> 
     for number, (size, cell) in enumerate(SEGMENTS):
         old = known.levels[number] if known else None
         done = old.members[0].numel() if old else 0
-        end = done + max(rest.shape[1] - done, 0) // size * size
+        end = rest.shape[1] // size * size
         if old and end == done:
             levels.append(old)
             continue

@@ -85,8 +85,7 @@ def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequen
         "mean": rows.input,
         "distilled": distilled.input,
     }
-    told = {name: mismatch(base, first, values, held) for name, values in variants.items()}
-    return _Learned(vocabulary, spelled, distilled, told)
+    return _Learned(vocabulary, spelled, distilled, mismatch(base, first, variants, held))
 
 
 def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int) -> Taught:

@@ -178,15 +178,16 @@ def distil(base: Base, first: int, rows: Tensor, found: Sequence[Window], *, see
     with held(trunk.layers):
         for step, number in enumerate(order):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / len(batches))
-            loss = _mismatch(base, trunk, first, student, batches[number])
+            batch = batches[number]
+            loss = _mismatch(base, trunk, first, student, batch, _wanted(trunk, batch))
             if moment is not None:
-                used = torch.tensor(sorted({i - first for w in batches[number] for i in w.new if i >= first}))
+                used = torch.tensor(sorted({i - first for w in batch for i in w.new if i >= first}))
                 moved = student(used.to(start.device)) - start[used]
                 loss = loss + KEEP * (moved @ moment * moved).sum(-1).mean()  # mean squared change of a logit
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            progress(sum(len(w.old) for w in batches[number]))
+            progress(sum(len(w.old) for w in batch))
     return student.weight.detach().cpu()
 
 
@@ -236,27 +237,39 @@ def calibrate(base: Base, texts: Sequence[Sequence[int]], rounds: int = 3) -> Te
 
 
 @torch.no_grad()
-def mismatch(base: Base, first: int, rows: Tensor, found: Sequence[Window], *, depth: int = DEPTH) -> float:
-    """How well the layers can tell the new tokens from the old: mean of 1 - cosine of their states, 0 to 2."""
-    student = nn.Embedding.from_pretrained(rows.to(base.model.device))
+def mismatch(base: Base, first: int, variants: Mapping[str, Tensor], found: Sequence[Window], *,
+             depth: int = DEPTH) -> dict[str, float]:  # fmt: skip
+    """How well the layers can tell the new tokens from the old, by each kind of rows (new tokens, width).
+
+    Mean of 1 - cosine of their states, 0 to 2.
+    """
+    students = {name: nn.Embedding.from_pretrained(rows.to(base.model.device)) for name, rows in variants.items()}
     trunk = Trunk(base, max(1, base.depth - depth))
+    losses: dict[str, list[float]] = {name: [] for name in variants}
     with held(trunk.layers):
-        losses = [float(_mismatch(base, trunk, first, student, batch)) for batch in _batches(found)]
-    return sum(losses) / max(len(losses), 1)
+        for batch in _batches(found):
+            wanted = _wanted(trunk, batch)
+            for name, student in students.items():
+                losses[name].append(float(_mismatch(base, trunk, first, student, batch, wanted)))
+    return {name: sum(of) / max(len(of), 1) for name, of in losses.items()}
 
 
-def _mismatch(base: Base, trunk: Trunk, first: int, student: nn.Embedding, batch: Sequence[Window]) -> Tensor:
-    device = base.model.device
-    at = [(row, old, new) for row, w in enumerate(batch) for old, new in w.same]
-    row, old, new = (torch.tensor(column, device=device) for column in zip(*at, strict=True))
-    with torch.no_grad():
-        target = trunk(_padded([w.old for w in batch]).to(device))[row, old].float()
-    ids = _padded([w.new for w in batch]).to(device)
+@torch.no_grad()
+def _wanted(trunk: Trunk, batch: Sequence[Window]) -> Tensor:
+    """The states of the base's own tokens, where new ones are compared with them: (places, width)."""
+    row, old = zip(*((row, old) for row, w in enumerate(batch) for old, _ in w.same), strict=True)
+    return trunk(_padded([w.old for w in batch]).to(trunk.device))[row, old].float()
+
+
+def _mismatch(base: Base, trunk: Trunk, first: int, student: nn.Embedding, batch: Sequence[Window],
+              wanted: Tensor) -> Tensor:  # fmt: skip
+    row, new = zip(*((row, new) for row, w in enumerate(batch) for _, new in w.same), strict=True)
+    ids = _padded([w.new for w in batch]).to(base.model.device)
     added = ids >= first
     known = base.embedding(ids.masked_fill(added, 0))
     embeds = torch.where(added[..., None], student((ids - first).clamp(min=0)).to(known.dtype), known)
     states = trunk.states(inputs_embeds=embeds)[row, new].float()
-    return 1 - cosine_similarity(states, target, dim=-1).mean()  # a norm follows: only directions count
+    return 1 - cosine_similarity(states, wanted, dim=-1).mean()  # a norm follows: only directions count
 
 
 def _cut(texts: Iterable[str], base: Base, tokenizer: PreTrainedTokenizerFast, first: int) -> Iterator[Window]:

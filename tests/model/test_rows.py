@@ -127,8 +127,8 @@ def test_distilled_rows_read_more_like_the_tokens_they_stand_for(base: Base, voc
     learned = start
     for seed in range(20):
         learned = distil(base, vocabulary.first, learned, learn, seed=seed, depth=2, rate=0.02)
-    told = [mismatch(base, vocabulary.first, rows, check, depth=2) for rows in (start, learned)]
-    assert told[1] < 0.9 * told[0]
+    told = mismatch(base, vocabulary.first, {"start": start, "learned": learned}, check, depth=2)
+    assert told["learned"] < 0.9 * told["start"]
 
 
 def test_distilling_starts_at_the_last_token_where_the_head_does_not_look(base: Base, vocabulary: Vocabulary) -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/lsh_recall.py
 
-For every layer and head of the embedded base, at positions spread over a held-out text of 8,192 tokens. What a query
-reads is taken from the outside: the gradient of its output by a key's value is the key's weight, and 0 where it is not
-read. Recall is of the TOP remote keys, those that neither sinks nor blocks hold, that dense attention weighs most. The
-states are those of dense attention in the layers below.
+For every layer and head of the embedded base, at positions spread over a held-out text of 8,192 tokens. The
+weight of a key is the gradient of the output by the key's value. Recall is of the TOP remote keys, those that neither
+sinks nor blocks hold, that dense attention weighs most; only keys that are read one by one count as found, and as kept,
+not what LSH reads in the mean. The states are those of dense attention in the layers below.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from machine import write_results
@@ -66,19 +67,33 @@ def layer(q: Tensor, k: Tensor, scale: float, keys: Sequence[int], positions: in
 
 def figures(q: Tensor, k: Tensor, scale: float, keys: int) -> Figures:
     """Of the last token's query, for every head. q: (1, heads, 1, width), k: (1, key heads, tokens, width)."""
-    dense, own, near = (weights(way, q, k, scale) for way in (Way("dense"), Way("lsh", keys), Way("lsh", 0)))
-    remote = dense.masked_fill(near > 0, 0.0)
+    dense, near = weights(Way("dense"), q, k, scale), weights(Way("lsh", 0), q, k, scale) > 0
+    own, remote = near | chosen(q, k, scale, keys), dense.masked_fill(near, 0.0)
     best = remote.topk(min(TOP, remote.shape[1]), 1).indices
     late = torch.arange(k.shape[2]) >= k.shape[2] - size(keys)
     late[: lsh.SINKS] = True
     return {
-        "recall": (own > 0).gather(1, best).float().mean(1),
-        "mass": (dense * (own > 0)).sum(1),
-        "remote mass": (remote * (own > 0)).sum(1) / remote.sum(1).clamp(min=1e-9),
+        "recall": own.gather(1, best).float().mean(1),
+        "mass": (dense * own).sum(1),
+        "remote mass": (remote * own).sum(1) / remote.sum(1).clamp(min=1e-9),
         "mass, window": (dense * late).sum(1),
-        "keys read": (own > 0).sum(1).float(),
+        "keys read": own.sum(1).float(),
         "keys read, window": late.sum().float().expand(len(dense)),
     }
+
+
+def chosen(q: Tensor, k: Tensor, scale: float, keys: int) -> Tensor:
+    """(heads, tokens): whether LSH chose that key; others further back are read in the mean."""
+    picked, choose = list[Tensor](), lsh._choose
+
+    def keep(*given: Any) -> Tensor:
+        picked.append(choose(*given)[:, 0])
+        return picked[-1][:, None]
+
+    with patch.object(lsh, "_choose", keep):
+        Way("lsh", keys)(q, k, k, scale)
+    found = torch.zeros(*k.shape[1:3], dtype=torch.bool).scatter_(1, torch.cat(picked), True)
+    return found.repeat_interleave(q.shape[1] // k.shape[1], 0)
 
 
 @torch.enable_grad()

@@ -27,7 +27,7 @@ CORPUS = (
     "商业银行应当按照规定提取贷款损失准备，并对逾期贷款进行分类管理。",
     "中央银行可以调整存款准备金率，以维护金融市场的稳定。",
 )
-_SMALL_LSH = {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4), (16, 2), (8, 1))}
+_SMALL_LSH = {"SINKS": 2, "BLOCK": 8, "WINDOW": 16, "SEGMENTS": ((64, 4, 16), (16, 2, 8), (8, 1, 8))}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 64,

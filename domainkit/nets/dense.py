@@ -5,8 +5,8 @@ sums, and the backward pass of one set needs the output and the sums of both, no
 2022, arXiv 2205.14135). On a CPU this is torch's own flash kernel, elsewhere plain products.
 
 Shapes, throughout: q (key heads, tokens, group, width), scaled, whose tokens are the last of those of k (key heads,
-keys, width) and v (key heads, keys, value width); the widths may differ. Sums are logarithms, float32, of shape (key
-heads, tokens, group).
+keys, width) and v (key heads, keys, value width); the widths may differ. `first` (some) is added to the scores of the
+first keys, which every token sees. Sums are logarithms, float32, of shape (key heads, tokens, group).
 """
 
 from __future__ import annotations
@@ -21,47 +21,55 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def dense(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """(key heads, tokens, group, value width), and the sums."""
     if q.device.type != "cpu":
-        return _dense(q, k, v)
+        return _dense(q, k, v, first)
     _, given = _given(q, k, v)
-    out, sums = _FLASH(*given, attn_mask=_causal(q.shape[1], k.shape[1], q.dtype, q.device), scale=1.0)
+    out, sums = _FLASH(*given, attn_mask=_mask(q, k, first), scale=1.0)
     return out[..., : v.shape[2]].transpose(1, 2), sums.float().mT
 
 
-def dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, ...]:
+def dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, out: Tensor,
+                   sums: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
     """What of the gradients of q, k and v goes through these keys; out and sums: of everything that was read."""
     if q.device.type != "cpu":
-        return _dense_backward(grad, q, k, v, out, sums)
+        return _dense_backward(grad, q, k, v, first, out, sums)
     width, given = _given(q, k, v)
     known = _wide(out, width).transpose(1, 2), sums.mT.contiguous().to(torch.promote_types(q.dtype, torch.float32))
-    mask = _causal(q.shape[1], k.shape[1], q.dtype, q.device)
+    mask = _mask(q, k, first)
     moved = _FLASH_BACKWARD(_wide(grad, width).transpose(1, 2), *given, *known, 0.0, False, attn_mask=mask, scale=1.0)
     to_q, to_k, to_v = moved[0].transpose(1, 2), moved[1].sum(1), moved[2].sum(1)
     return to_q[..., : k.shape[2]], to_k[..., : k.shape[2]], to_v[..., : v.shape[2]]
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    scores = _scores(q, k)
+def _dense(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k, first)
     sums = scores.logsumexp(2)
     out = torch.bmm((scores - sums[..., None]).exp().to(v.dtype), v)
     return out.unflatten(1, q.shape[1:3]), sums.unflatten(1, q.shape[1:3])
 
 
-def _dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor) -> tuple[Tensor, ...]:
+def _dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, out: Tensor,
+                    sums: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
     drift = (grad.float() * out.float()).sum(-1).flatten(1)[..., None]
-    shares = (_scores(q, k) - sums.flatten(1)[..., None]).exp()
+    shares = (_scores(q, k, first) - sums.flatten(1)[..., None]).exp()
     moves = (torch.bmm(grad.flatten(1, 2), v.mT).float() - drift) * shares
     moves, shares = moves.to(q.dtype), shares.to(q.dtype)
     to_q = torch.bmm(moves, k).unflatten(1, q.shape[1:3])
     return to_q, torch.bmm(moves.mT, q.flatten(1, 2)), torch.bmm(shares.mT, grad.flatten(1, 2))
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
+def _scores(q: Tensor, k: Tensor, first: Tensor) -> Tensor:
     """(key heads, tokens * group, keys), float32"""
-    mask = _causal(q.shape[1], k.shape[1], q.dtype, q.device).float().repeat_interleave(q.shape[2], 0)
+    mask = _mask(q, k, first).float().repeat_interleave(q.shape[2], 0)
     return torch.bmm(q.flatten(1, 2), k.mT).float() + mask
+
+
+def _mask(q: Tensor, k: Tensor, first: Tensor) -> Tensor:
+    """(tokens, keys): what is added to the scores."""
+    causal = _causal(q.shape[1], k.shape[1] - len(first), q.dtype, q.device)
+    return torch.cat([first.expand(len(causal), -1), causal], 1) if len(first) else causal
 
 
 @lru_cache(maxsize=4)  # nearly all blocks have one shape

@@ -5,16 +5,19 @@ Every query reads exactly, under one softmax,
 - the first SINKS tokens, where trained models look when they look at nothing (StreamingLLM, Xiao et al. 2023, arXiv
   2309.17453),
 - its own block of BLOCK tokens so far, and the WINDOW before that,
-- of all that lies further back, the `keys` tokens that it most likely attends to.
+- of all that lies further back, the `keys` tokens that it most likely attends to,
 
-The last are found by hashing. Queries and keys of a pretrained decoder lie apart and have lengths, so one hash for both
-(Reformer, Kitaev et al. 2020, arXiv 2001.04451; HyperAttention, Han et al. 2023, arXiv 2310.05869) does not bring them
-together; here only keys are hashed, and a query is compared with what a bucket holds on average (Squeezed Attention,
-Hooper et al. 2024, arXiv 2411.09688):
+and the rest in the mean: of parts of keys that are alike one key and one value, which count as often as the part has
+keys (Multipole Attention, Hooper et al. 2025, arXiv 2506.13059).
+
+The `keys` are found by hashing. Queries and keys of a pretrained decoder lie apart and have lengths, so one hash for
+both (Reformer, Kitaev et al. 2020, arXiv 2001.04451; HyperAttention, Han et al. 2023, arXiv 2310.05869) does not bring
+them together; here only keys are hashed, and a query is compared with what a bucket holds on average (Squeezed
+Attention, Hooper et al. 2024, arXiv 2411.09688):
 
 1. Complete segments of keys are hashed into cells: split in halves at the median along their leading principal
    direction, each half again along its own. All cells of a segment are equally full, so every shape is regular.
-   O(n log n).
+   Neighbours in this order of halves are alike, so many of them are a part. O(n log n).
 2. A small segment is hashed as soon as it is complete, and its keys once more when the larger one around it is, as in a
    log-structured merge tree: the larger a segment, the purer its cells. A query finds each key in one of them. The
    smallest segments are not split, each key is a cell; the largest have large cells. O(n log n) for each of SEGMENTS.
@@ -22,18 +25,19 @@ Hooper et al. 2024, arXiv 2411.09688):
    cells of each size of segment; the query heads of one key head take the same ones, by the largest share that any of
    them would give. n times the number of cells, in products of short vectors: of its cost this is the part that is not
    linear.
-4. One softmax over all of it: sinks and window by the dense kernel, which tells the sum of its softmax, and what lies
-   further back beside it. The backward pass keeps the choice and the log of the whole sum, and reads again.
+4. One softmax over all of it: means of parts, sinks and window by the dense kernel, which tells the sum of its
+   softmax, and the chosen keys beside it. Nothing is taken off the means for these, but of how many keys they count for
+   the share that is chosen. The backward pass keeps the choice and the log of the whole sum, and reads again.
 
-Strictly causal, the choice included: cells hold segments that end before the query's window, so a later token changes
-no bit of an earlier output. No tensor has n x n elements.
+Strictly causal, choice and means included: they are of segments that end before the query's window, so a later token
+changes no bit of an earlier output. No tensor has n x n elements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, log, sqrt
 from typing import Any
 
 import torch
@@ -49,8 +53,10 @@ from domainkit.nets.threads import in_turn
 SINKS = 16
 BLOCK = 256
 WINDOW = 2 * BLOCK
-SEGMENTS = (32 * BLOCK, 16), (8 * BLOCK, 2), (BLOCK, 1)  # keys of a segment, of its cells; each a part of the former
-KEYS = 80
+# keys of a segment, of its cells, of its parts; each segment is within one of the former size
+SEGMENTS = (32 * BLOCK, 16, 4 * BLOCK), (8 * BLOCK, 2, BLOCK), (BLOCK, 1, BLOCK)
+EVEN = 16  # keys: the dense kernel is faster with a multiple
+KEYS = 64
 TOGETHER = 4  # key heads that are worked on at once
 
 
@@ -119,7 +125,7 @@ def _document(q: Tensor, k: Tensor, v: Tensor, scale: float, keys: int, scored_i
     for head in range(0, len(k), TOGETHER):
         key, value = k[head : head + TOGETHER], v[head : head + TOGETHER]
         if keys and k.shape[1] >= SINKS + BLOCK:
-            known[head] = hashed(key.detach(), scored_in, known.get(head))
+            known[head] = hashed(key.detach(), value.detach(), scored_in, known.get(head))
         asked = q[head * group : (head + len(key)) * group].unflatten(0, (len(key), group)).transpose(1, 2)
         out = _Attention.apply(asked, key, value, scale, known.get(head), keys)
         outs.append(out.transpose(1, 2).flatten(0, 1))
@@ -133,7 +139,7 @@ def _joined(parts: list[Tensor], along: int) -> Tensor:
 class Index:
     """The cells of a text that grows, as a key-value cache does: of each row and each key head.
 
-    It only says where to look: the keys and values themselves are always those of the call.
+    It says where to look, and the means: the keys and values that are read one by one are always those of the call.
     """
 
     def __init__(self) -> None:
@@ -160,6 +166,8 @@ class Level:
 
     members: Tensor  # (key heads, cells, keys of a cell) int64: their positions
     means: Tensor  # (key heads, cells, width), on the grid
+    keys: Tensor  # (key heads, parts, width): of so many cells that follow one another the mean of their keys
+    values: Tensor  # (key heads, parts, value width): and of their values
 
 
 @dataclass(frozen=True)
@@ -171,14 +179,15 @@ class Cells:
 
 
 @torch.no_grad()
-def hashed(keys: Tensor, scored_in: torch.dtype, known: Cells | None = None) -> Cells:
-    """keys: (key heads, tokens, width), a block at least. The first SINKS tokens are in no cell.
+def hashed(keys: Tensor, values: Tensor, scored_in: torch.dtype, known: Cells | None = None) -> Cells:
+    """keys: (key heads, tokens, width), a block at least; values: (key heads, tokens, value width). The first SINKS
+    tokens are in no cell.
 
     known: the cells of the first of these keys, which are taken over.
     """
     grid = known.grid if known else Grid.over(keys[:, SINKS : SINKS + BLOCK], scored_in)
-    rest, levels = keys[:, SINKS:], []
-    for number, (size, cell) in enumerate(SEGMENTS):
+    rest, levels = keys[:, SINKS:], list[Level]()
+    for number, (size, cell, part) in enumerate(SEGMENTS):
         old = known.levels[number] if known else None
         done = old.members[0].numel() if old else 0
         end = rest.shape[1] // size * size
@@ -187,12 +196,21 @@ def hashed(keys: Tensor, scored_in: torch.dtype, known: Cells | None = None) -> 
             continue
         new = rest[:, done:end].float()  # (key heads, tokens, width)
         cells = split(new.reshape(-1, size, rest.shape[2]), cell)
-        means = grid.means(embedding_bag(cells, new.flatten(0, 1), mode="mean").unflatten(0, (len(keys), -1)))
+        means = grid.means(_means(cells, new))
         members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
+        beside = values[:, SINKS + done : SINKS + end].float()
+        parts = [_means(cells.reshape(-1, part), of) for of in (new, beside)]
+        level = Level(members, means, *parts)
         if old:
-            members, means = torch.cat([old.members, members], 1), torch.cat([old.means, means], 1)
-        levels.append(Level(members, means))
+            level = Level(*(torch.cat(of, 1) for of in zip(vars(old).values(), vars(level).values(), strict=True)))
+        levels.append(level)
     return Cells(levels, grid)
+
+
+def _means(members: Tensor, of: Tensor) -> Tensor:
+    """(key heads, groups, width): of the members (groups of all heads, size) of each group in `of` (key heads, tokens,
+    width)."""
+    return embedding_bag(members, of.flatten(0, 1), mode="mean").unflatten(0, (len(of), -1))
 
 
 def _first(of: Tensor, size: int) -> Tensor:
@@ -203,7 +221,7 @@ def _first(of: Tensor, size: int) -> Tensor:
 def _before(position: int) -> list[tuple[int, slice]]:
     """(level, which of its cells), the largest segments first, that hold each key from SINKS to `position` once."""
     found, done, end = [], 0, position - SINKS
-    for level, (size, cell) in enumerate(SEGMENTS):
+    for level, (size, cell, _) in enumerate(SEGMENTS):
         reach = end // size * size
         if reach > done:
             found.append((level, slice(done // cell, reach // cell)))
@@ -211,25 +229,59 @@ def _before(position: int) -> list[tuple[int, slice]]:
     return found
 
 
-def _choose(q: Tensor, lse: Tensor, known: Cells, position: int, keys: int, room: Room) -> Tensor:
-    """The keys before `position` that each query reads: (key heads, tokens, at most `keys`), from each level by the
-    square root of how many it has there.
+@dataclass(frozen=True)
+class Share:
+    """What a query reads of the segments of one size."""
+
+    level: int
+    cells: slice  # of the level's, those that stand for these keys
+    take: int  # of them it chooses so many
+
+    @property
+    def left(self) -> int:
+        """Cells that are not chosen; if there are none, nothing is read in the mean."""
+        return self.cells.stop - self.cells.start - self.take
+
+    @property
+    def parts(self) -> slice:
+        """Where, of the level's, the parts are that are read in the mean."""
+        _, cell, part = SEGMENTS[self.level]
+        return slice(self.cells.start * cell // part, self.cells.stop * cell // part) if self.left else slice(0, 0)
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each of these parts, log of how many of its keys are not chosen."""
+        many = self.parts.stop - self.parts.start
+        return [log(self.left * SEGMENTS[self.level][1] / many)] * many if many else []
+
+
+def _shares(position: int, keys: int) -> list[Share]:
+    """Of all that lies before `position`. `keys` are dealt by the square root of how many there are of each size; what
+    the smallest segments do not need, the others take."""
+    parts, found = _before(position), list[Share]()
+    roots = [sqrt((cells.stop - cells.start) * SEGMENTS[level][1]) for level, cells in parts]
+    while parts:
+        level, cells = parts.pop()
+        cell, share = SEGMENTS[level][1], roots[-1] / sum(roots)
+        roots.pop()
+        found.append(Share(level, cells, min(int(keys * share) // cell, cells.stop - cells.start)))
+        keys -= found[-1].take * cell
+    return found
+
+
+def _choose(q: Tensor, lse: Tensor, known: Cells, shares: Sequence[Share], room: Room) -> Tensor:
+    """The keys that each query reads: (key heads, tokens, count).
 
     q: (key heads, tokens, group, width), scaled; lse: (key heads, tokens, group) of what is read anyway.
     """
-    asked, levels, parts, found = known.grid.asked(q, lse), known.levels, _before(position), []
-    roots = [sqrt((cells.stop - cells.start) * levels[level].members.shape[2]) for level, cells in parts]
-    while parts:  # from the smallest level: what it does not need, the others take
-        level, cells = parts.pop()
-        members, means = levels[level].members[:, cells], levels[level].means[:, cells]
-        share = roots[-1] / sum(roots)
-        roots.pop()
-        take = int(keys * share) // members.shape[2]
-        if take < members.shape[1]:
-            found.append(best(*asked, means, members, take, room))
+    asked, found = known.grid.asked(q, lse), []
+    for share in shares:
+        level = known.levels[share.level]
+        members, means = level.members[:, share.cells], level.means[:, share.cells]
+        if share.left:
+            found.append(best(*asked, means, members, share.take, room))
         else:
             found.append(members.flatten(1)[:, None].expand(-1, q.shape[1], -1))
-        keys -= found[-1].shape[2]
     return torch.cat(found, 2)
 
 
@@ -245,19 +297,18 @@ class _Attention(torch.autograd.Function):
         lse = q.new_empty(heads, queries, group, dtype=torch.float32)
         chosen, room = Chosen(k, v), Room()
 
-        def work(tile: tuple[int, int, int]) -> Tensor:
-            start, end, near = tile
-            rows = slice(start - first, end - first)
+        def work(tile: Tile) -> Tensor:
+            rows = slice(tile.start - first, tile.end - first)
             asked, picked = (q[:, rows] * scale).contiguous(), torch.empty(0)
-            got, sums = dense(asked, _both(k, near, end), _both(v, near, end))
-            if known and near > SINKS:
-                picked = _choose(asked, sums, known, near, keys, room)
+            got, sums = dense(asked, *_read(k, v, known, tile))
+            if known and tile.shares:
+                picked = _choose(asked, sums, known, tile.shares, room)
                 got, sums = chosen.read(asked, picked, got, sums)
             out[:, rows], lse[:, rows] = got, sums
             return picked
 
-        ctx.save_for_backward(q, k, v, out, lse, *in_turn(work, list(_tiles(first, k.shape[1])), q.device))
-        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, out, lse, *in_turn(work, list(_tiles(first, k.shape[1], keys)), q.device))
+        ctx.scale, ctx.known, ctx.keys = scale, known, keys
         return out
 
     @staticmethod
@@ -265,14 +316,15 @@ class _Attention(torch.autograd.Function):
         """By the sums that the forward pass kept. The gradients of keys and values are added up in the tiles' order."""
         q, k, v, out, lse, *picks = ctx.saved_tensors
         first, chosen, dq = k.shape[1] - q.shape[1], Chosen(k, v), torch.empty_like(q)
-        dk, dv = (torch.zeros(of.shape, device=of.device) for of in (k, v))
+        levels = _levels(ctx.known)
+        dk, dv = _Sum(k, [level.keys for level in levels]), _Sum(v, [level.values for level in levels])
 
-        def work(tile: tuple[tuple[int, int, int], Tensor]) -> tuple[Tensor, ...]:
-            (start, end, near), picked = tile
-            rows = slice(start - first, end - first)
+        def work(item: tuple[Tile, Tensor]) -> tuple[Tensor, ...]:
+            tile, picked = item
+            rows = slice(tile.start - first, tile.end - first)
             asked, g = (q[:, rows] * ctx.scale).contiguous(), grad[:, rows].contiguous()
             known = out[:, rows], lse[:, rows]
-            to_q, to_k, to_v = dense_backward(g, asked, _both(k, near, end), _both(v, near, end), *known)
+            to_q, to_k, to_v = dense_backward(g, asked, *_read(k, v, ctx.known, tile), *known)
             far: tuple[Tensor, ...] = ()
             if picked.numel():
                 far_q, *kept = chosen.read_backward(g, asked, picked, *known)
@@ -280,32 +332,75 @@ class _Attention(torch.autograd.Function):
             dq[:, rows] = to_q * ctx.scale
             return to_k, to_v, *far
 
-        tiles = list(zip(_tiles(first, k.shape[1]), picks, strict=True))
-        for ((_, end, near), picked), (to_k, to_v, *far) in zip(tiles, in_turn(work, tiles, q.device), strict=True):
-            _add(dk, near, end, to_k)
-            _add(dv, near, end, to_v)
+        tiles = list(zip(_tiles(first, k.shape[1], ctx.keys), picks, strict=True))
+        for (tile, picked), (to_k, to_v, *far) in zip(tiles, in_turn(work, tiles, q.device), strict=True):
+            dk.add(to_k, tile)
+            dv.add(to_v, tile)
             if far:
                 moves, shares, asked, g = far
-                chosen.add(moves, shares, asked, g, picked, dk, dv)
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+                chosen.add(moves, shares, asked, g, picked, dk.whole, dv.whole)
+        for of in (dk, dv):
+            of.spread([level.members for level in levels])
+        return dq, dk.whole.to(k.dtype), dv.whole.to(v.dtype), None, None, None
 
 
-def _tiles(first: int, tokens: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, where the window before its block starts) of the queries of each block."""
+class _Sum:
+    """The gradient of keys, or of values: what is added up of it, and of the means; float32."""
+
+    def __init__(self, of: Tensor, means: list[Tensor]) -> None:
+        self.whole = torch.zeros(of.shape, device=of.device)
+        self._means = [torch.zeros_like(mean) for mean in means]
+
+    def add(self, what: Tensor, tile: Tile) -> None:
+        """what: the gradient of what `_read` gives."""
+        for share in tile.shares:
+            some = self._means[share.level][:, share.parts]
+            some += what[:, : some.shape[1]]
+            what = what[:, some.shape[1] :]
+        for some in reversed((tile.sinks, tile.near)):
+            part = self.whole[:, some]
+            part += what[:, what.shape[1] - part.shape[1] :]
+            what = what[:, : what.shape[1] - part.shape[1]]
+
+    def spread(self, members: list[Tensor]) -> None:
+        """Of each mean to the keys that it is of. members: of each level."""
+        for (_, _, part), where, means in zip(SEGMENTS, members, self._means, strict=False):
+            each = (means / part).repeat_interleave(part, 1)
+            self.whole.scatter_add_(1, where.reshape(len(where), -1, 1).expand_as(each), each)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The queries from `start` to `end`, all of one block, and what they read."""
+
+    start: int
+    end: int
+    sinks: slice
+    near: slice  # the block, and the window before it
+    shares: Sequence[Share]  # of what lies before that
+
+
+def _tiles(first: int, tokens: int, keys: int) -> Iterator[Tile]:
     start = first
     while start < tokens:
         block = SINKS + max(start - SINKS, 0) // BLOCK * BLOCK
-        yield start, min(block + BLOCK, tokens), max(block - WINDOW, SINKS)
+        end, near = min(block + BLOCK, tokens), max(block - WINDOW, SINKS)
+        yield Tile(start, end, slice(0, min(SINKS, end)), slice(near, end), _shares(near, keys) if keys else ())
         start = block + BLOCK
 
 
-def _both(of: Tensor, near: int, end: int) -> Tensor:
-    """The sinks, and what lies from `near` to `end`."""
-    return torch.cat([of[:, : min(SINKS, end)], of[:, near:end]], 1)
+def _levels(known: Cells | None) -> Sequence[Level]:
+    return known.levels if known else ()
 
 
-def _add(to: Tensor, near: int, end: int, what: Tensor) -> None:
-    """Adds to what `_both` gives."""
-    sinks = min(SINKS, end)
-    to[:, :sinks] += what[:, :sinks]
-    to[:, near:end] += what[:, sinks:]
+def _read(k: Tensor, v: Tensor, known: Cells | None, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values that a whole tile reads: the means, nothing up to a multiple of EVEN, the sinks, and what is
+    near; and what is added to the scores of those that are further back."""
+    weights = [weight for share in tile.shares for weight in share.weights]
+    weights += [-inf] * (-len(weights) % EVEN)
+    levels, sides = _levels(known), []
+    for name, of in (("keys", k), ("values", v)):
+        means = [getattr(levels[share.level], name)[:, share.parts].to(of.dtype) for share in tile.shares]
+        empty = of.new_zeros(len(of), len(weights) - sum(mean.shape[1] for mean in means), of.shape[2])
+        sides.append(torch.cat([*means, empty, of[:, tile.sinks], of[:, tile.near]], 1))
+    return sides[0], sides[1], torch.tensor(weights, dtype=k.dtype, device=k.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,25 +18,30 @@ def draw(value_width: int) -> tuple[Tensor, Tensor, Tensor]:
             torch.randn(2, 9, value_width, generator=g))  # fmt: skip
 
 
-def expected(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def expected(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """By autograd's own operations, one token after the other."""
     outs, sums = [], []
     for token in range(5):
         scores = torch.einsum("hgd,hkd->hgk", q[:, token], k[:, : 5 + token])
+        scores = torch.cat([scores[..., : len(first)] + first, scores[..., len(first) :]], -1)
         outs.append(torch.einsum("hgk,hkd->hgd", scores.softmax(-1), v[:, : 5 + token]))
         sums.append(scores.logsumexp(-1))
     return torch.stack(outs, 1), torch.stack(sums, 1)
 
 
+@pytest.mark.parametrize("first", [[], [2.0, -math.inf, 0.5]])
 @pytest.mark.parametrize("value_width", [4, 8, 12])
-def test_the_kernel_and_the_plain_products_give_the_output_the_sums_and_the_gradients(value_width: int) -> None:
+def test_the_kernel_and_the_plain_products_give_the_output_the_sums_and_the_gradients(
+    value_width: int, first: list[float]
+) -> None:
     q, k, v = (of.requires_grad_() for of in draw(value_width))
-    out, sums = expected(q, k, v)
+    added = torch.tensor(first)
+    out, sums = expected(q, k, v, added)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     wanted = torch.autograd.grad(out, (q, k, v), grad)
     with torch.no_grad():
         for forward, backward in ((dense, dense_backward), (module._dense, module._dense_backward)):
-            for found, right in zip(forward(q, k, v), (out, sums), strict=True):
+            for found, right in zip(forward(q, k, v, added), (out, sums), strict=True):
                 torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
-            for found, right in zip(backward(grad, q, k, v, out, sums), wanted, strict=True):
+            for found, right in zip(backward(grad, q, k, v, added, out, sums), wanted, strict=True):
                 torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)

@@ -69,7 +69,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, keys: int = KEYS, d
     keys: how many a query reads besides sinks and blocks; when they are all, this is dense attention.
     documents: (batch, tokens), a number for each; a token reads its own document only, which is one stretch of tokens.
     Below 0 is padding: nothing reads it, and its output is 0. None: a row is a document.
-    scored_in: in what the whole numbers of step 3 are multiplied, on a CPU float32 or, which is the same, int8.
+    scored_in: in what the whole numbers of step 3 are multiplied, on a CPU float32 or, which is as good, int8.
     index: of a text that grows, without documents: what earlier calls hashed is not hashed again.
 
     Raises ValueError: shapes that do not fit, a dtype that is not for this, keys or values that are not finite.
@@ -196,11 +196,10 @@ def hashed(keys: Tensor, values: Tensor, scored_in: torch.dtype, known: Cells | 
             continue
         new = rest[:, done:end].float()  # (key heads, tokens, width)
         cells = split(new.reshape(-1, size, rest.shape[2]), cell)
-        means = grid.means(_means(cells, new))
+        means = _means(cells, new)
         members = cells.unflatten(0, (len(keys), -1)) - _first(keys, end - done)[..., None] + SINKS + done
-        beside = values[:, SINKS + done : SINKS + end].float()
-        parts = [_means(cells.reshape(-1, part), of) for of in (new, beside)]
-        level = Level(members, means, *parts)
+        beside = _means(cells.reshape(-1, part), values[:, SINKS + done : SINKS + end].float())
+        level = Level(members, grid.means(means), means.unflatten(1, (-1, part // cell)).mean(2), beside)
         if old:
             level = Level(*(torch.cat(of, 1) for of in zip(vars(old).values(), vars(level).values(), strict=True)))
         levels.append(level)

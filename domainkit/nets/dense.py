@@ -5,8 +5,8 @@ sums, and the backward pass of one set needs the output and the sums of both, no
 2022, arXiv 2205.14135). On a CPU this is torch's own flash kernel, elsewhere plain products.
 
 Shapes, throughout: q (key heads, tokens, group, width), scaled, whose tokens are the last of those of k (key heads,
-keys, width) and v (key heads, keys, value width); the widths may differ. `first` (some) is added to the scores of the
-first keys, which every token sees. Sums are logarithms, float32, of shape (key heads, tokens, group).
+keys, width) and v (key heads, keys, value width); the widths may differ. `first` (key heads, some) is added to the
+scores of the first keys, which every token sees. Sums are logarithms, float32, of shape (key heads, tokens, group).
 """
 
 from __future__ import annotations
@@ -62,14 +62,16 @@ def _dense_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor
 
 def _scores(q: Tensor, k: Tensor, first: Tensor) -> Tensor:
     """(key heads, tokens * group, keys), float32"""
-    mask = _mask(q, k, first).float().repeat_interleave(q.shape[2], 0)
+    mask = _mask(q, k, first)[:, 0].float().repeat_interleave(q.shape[2], 1)
     return torch.bmm(q.flatten(1, 2), k.mT).float() + mask
 
 
 def _mask(q: Tensor, k: Tensor, first: Tensor) -> Tensor:
-    """(tokens, keys): what is added to the scores."""
-    causal = _causal(q.shape[1], k.shape[1] - len(first), q.dtype, q.device)
-    return torch.cat([first.expand(len(causal), -1), causal], 1) if len(first) else causal
+    """(key heads or 1, 1, tokens, keys): what is added to the scores."""
+    causal = _causal(q.shape[1], k.shape[1] - first.shape[1], q.dtype, q.device)[None]
+    if first.shape[1]:
+        causal = torch.cat([first[:, None].expand(-1, q.shape[1], -1), causal.expand(len(first), -1, -1)], 2)
+    return causal[:, None]
 
 
 @lru_cache(maxsize=4)  # nearly all blocks have one shape

@@ -26,8 +26,10 @@ Attention, Hooper et al. 2024, arXiv 2411.09688):
    them would give. n times the number of cells, in products of short vectors: of its cost this is the part that is not
    linear.
 4. One softmax over all of it: means of parts, sinks and window by the dense kernel, which tells the sum of its
-   softmax, and the chosen keys beside it. Nothing is taken off the means for these, but of how many keys they count for
-   the share that is chosen. The backward pass keeps the choice and the log of the whole sum, and reads again.
+   softmax, and the chosen keys beside it. A mean counts for as many keys as are not chosen, but less by what keys tell
+   of values (`_untold`): where like keys have like values, as in the first layer, which sees tokens and no more, the
+   values of what is not chosen are those of what is. The backward pass keeps the choice, the counts and the log of the
+   whole sum, and reads again.
 
 Strictly causal, choice and means included: they are of segments that end before the query's window, so a later token
 changes no bit of an earlier output. No tensor has n x n elements.
@@ -55,6 +57,8 @@ BLOCK = 256
 WINDOW = 2 * BLOCK
 # keys of a segment, of its cells, of its parts; each segment is within one of the former size
 SEGMENTS = (32 * BLOCK, 16, 4 * BLOCK), (8 * BLOCK, 2, BLOCK), (BLOCK, 1, BLOCK)
+PAIRS = 1  # the size of segment whose cells are pairs
+LEAST = 1e-30  # to divide by
 EVEN = 16  # keys: the dense kernel is faster with a multiple
 KEYS = 64
 TOGETHER = 4  # key heads that are worked on at once
@@ -176,6 +180,7 @@ class Cells:
 
     levels: Sequence[Level]
     grid: Grid
+    untold: Tensor  # (key heads, 1), see `_untold`; of the first segment of pairs, so that no later token has a say
 
 
 @torch.no_grad()
@@ -203,7 +208,25 @@ def hashed(keys: Tensor, values: Tensor, scored_in: torch.dtype, known: Cells | 
         if old:
             level = Level(*(torch.cat(of, 1) for of in zip(vars(old).values(), vars(level).values(), strict=True)))
         levels.append(level)
-    return Cells(levels, grid)
+    seen, pairs = SEGMENTS[PAIRS][0], levels[PAIRS].members[:, : SEGMENTS[PAIRS][0] // 2]
+    if known and known.levels[PAIRS].members.shape[1]:
+        untold = known.untold
+    else:
+        untold = _untold(values[:, SINKS : SINKS + seen].float(), pairs - SINKS)
+    return Cells(levels, grid, untold)
+
+
+def _untold(values: Tensor, pairs: Tensor) -> Tensor:
+    """(key heads, 1): log of the share of the variance of values that keys do not tell: half the square of the
+    difference within pairs of keys that are alike, beside the variance of all.
+
+    values: (key heads, tokens, value width); pairs: (key heads, pairs, 2), none if there are too few tokens.
+    """
+    if not pairs.shape[1]:
+        return values.new_zeros(len(values), 1)
+    first, second = (values.gather(1, of[..., None].expand(-1, -1, values.shape[2])) for of in pairs.unbind(2))
+    apart = (first - second).square().sum(2).mean(1) / 2
+    return ((apart + LEAST) / (values.var(1).sum(1) + LEAST)).clamp(max=1).log()[:, None]
 
 
 def _means(members: Tensor, of: Tensor) -> Tensor:
@@ -394,12 +417,15 @@ def _levels(known: Cells | None) -> Sequence[Level]:
 
 def _read(k: Tensor, v: Tensor, known: Cells | None, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values that a whole tile reads: the means, nothing up to a multiple of EVEN, the sinks, and what is
-    near; and what is added to the scores of those that are further back."""
+    near; and what is added to the scores of those that are further back, (key heads, some)."""
     weights = [weight for share in tile.shares for weight in share.weights]
     weights += [-inf] * (-len(weights) % EVEN)
+    added = torch.tensor(weights, device=k.device).expand(len(k), -1)
+    if known and any(share.level <= PAIRS for share in tile.shares):
+        added = added + known.untold
     levels, sides = _levels(known), []
     for name, of in (("keys", k), ("values", v)):
         means = [getattr(levels[share.level], name)[:, share.parts].to(of.dtype) for share in tile.shares]
         empty = of.new_zeros(len(of), len(weights) - sum(mean.shape[1] for mean in means), of.shape[2])
         sides.append(torch.cat([*means, empty, of[:, tile.sinks], of[:, tile.near]], 1))
-    return sides[0], sides[1], torch.tensor(weights, dtype=k.dtype, device=k.device)
+    return sides[0], sides[1], added.to(k.dtype)

@@ -23,16 +23,17 @@ def expected(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Te
     outs, sums = [], []
     for token in range(5):
         scores = torch.einsum("hgd,hkd->hgk", q[:, token], k[:, : 5 + token])
-        scores = torch.cat([scores[..., : len(first)] + first, scores[..., len(first) :]], -1)
+        some = first.shape[1]
+        scores = torch.cat([scores[..., :some] + first[:, None], scores[..., some:]], -1)
         outs.append(torch.einsum("hgk,hkd->hgd", scores.softmax(-1), v[:, : 5 + token]))
         sums.append(scores.logsumexp(-1))
     return torch.stack(outs, 1), torch.stack(sums, 1)
 
 
-@pytest.mark.parametrize("first", [[], [2.0, -math.inf, 0.5]])
+@pytest.mark.parametrize("first", [[[], []], [[2.0, -math.inf, 0.5], [-1.0, 3.0, -math.inf]]])
 @pytest.mark.parametrize("value_width", [4, 8, 12])
 def test_the_kernel_and_the_plain_products_give_the_output_the_sums_and_the_gradients(
-    value_width: int, first: list[float]
+    value_width: int, first: list[list[float]]
 ) -> None:
     q, k, v = (of.requires_grad_() for of in draw(value_width))
     added = torch.tensor(first)

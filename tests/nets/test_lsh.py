@@ -167,6 +167,18 @@ def test_what_is_not_chosen_counts_in_the_mean() -> None:
     torch.testing.assert_close(found[:, :, -1000:], expected[:, :, -1000:], atol=0.05, rtol=0.05)
 
 
+def test_a_mean_counts_for_less_where_keys_tell_values() -> None:
+    g = torch.Generator().manual_seed(0)
+    kinds = torch.randint(0, 64, (3000,), generator=g)  # as of tokens
+    keys = torch.randn(64, 16, generator=g)[kinds][None] + 0.1 * torch.randn(1, 3000, 16, generator=g)
+    told, other = torch.randn(64, 8, generator=g)[kinds][None], torch.randn(1, 3000, 8, generator=g)
+    share = [float(lsh.hashed(keys, values, torch.float32).untold.exp()) for values in (told, other)]
+    assert share[0] < 0.5 and share[1] > 0.9
+    flat = lsh.hashed(keys, torch.ones(1, 3000, 8), torch.float32).untold
+    assert not flat.any()  # nothing to tell
+    assert not lsh.hashed(keys[:, :2000], told[:, :2000], torch.float32).untold.any()  # no pairs yet
+
+
 def test_each_key_far_back_stands_in_one_cell() -> None:
     position = lsh.SINKS + 16384 + 3 * 2048 + 5 * 256
     levels = lsh.hashed(*torch.randn(2, 2, position + 100, 4), torch.float32).levels

@@ -60,7 +60,7 @@ SEGMENTS = (32 * BLOCK, 16, 4 * BLOCK), (8 * BLOCK, 2, BLOCK), (BLOCK, 1, BLOCK)
 PAIRS = 1  # the size of segment whose cells are pairs
 LEAST = 1e-30  # to divide by
 EVEN = 16  # keys: the dense kernel is faster with a multiple
-KEYS = 64
+KEYS = 80
 TOGETHER = 4  # key heads that are worked on at once
 
 

@@ -49,7 +49,7 @@ from torch.nn.functional import embedding_bag
 from domainkit.nets.cells import PRODUCTS, best, split
 from domainkit.nets.chosen import Chosen, Room
 from domainkit.nets.dense import dense, dense_backward
-from domainkit.nets.grid import Grid
+from domainkit.nets.grid import LEAST, Grid
 from domainkit.nets.threads import in_turn
 
 SINKS = 16
@@ -58,7 +58,6 @@ WINDOW = 2 * BLOCK
 # keys of a segment, of its cells, of its parts; each segment is within one of the former size
 SEGMENTS = (32 * BLOCK, 16, 4 * BLOCK), (8 * BLOCK, 2, BLOCK), (BLOCK, 1, BLOCK)
 PAIRS = 1  # the size of segment whose cells are pairs
-LEAST = 1e-30  # to divide by
 EVEN = 16  # keys: the dense kernel is faster with a multiple
 KEYS = 80
 TOGETHER = 4  # key heads that are worked on at once
@@ -208,12 +207,11 @@ def hashed(keys: Tensor, values: Tensor, scored_in: torch.dtype, known: Cells | 
         if old:
             level = Level(*(torch.cat(of, 1) for of in zip(vars(old).values(), vars(level).values(), strict=True)))
         levels.append(level)
-    seen, pairs = SEGMENTS[PAIRS][0], levels[PAIRS].members[:, : SEGMENTS[PAIRS][0] // 2]
     if known and known.levels[PAIRS].members.shape[1]:
-        untold = known.untold
-    else:
-        untold = _untold(values[:, SINKS : SINKS + seen].float(), pairs - SINKS)
-    return Cells(levels, grid, untold)
+        return Cells(levels, grid, known.untold)
+    size, cell, _ = SEGMENTS[PAIRS]
+    pairs = levels[PAIRS].members[:, : size // cell] - SINKS
+    return Cells(levels, grid, _untold(values[:, SINKS : SINKS + size].float(), pairs))
 
 
 def _untold(values: Tensor, pairs: Tensor) -> Tensor:
@@ -419,13 +417,14 @@ def _read(k: Tensor, v: Tensor, known: Cells | None, tile: Tile) -> tuple[Tensor
     """Keys and values that a whole tile reads: the means, nothing up to a multiple of EVEN, the sinks, and what is
     near; and what is added to the scores of those that are further back, (key heads, some)."""
     weights = [weight for share in tile.shares for weight in share.weights]
-    weights += [-inf] * (-len(weights) % EVEN)
+    blank = -len(weights) % EVEN
+    weights += [-inf] * blank
     added = torch.tensor(weights, device=k.device).expand(len(k), -1)
     if known and any(share.level <= PAIRS for share in tile.shares):
         added = added + known.untold
     levels, sides = _levels(known), []
     for name, of in (("keys", k), ("values", v)):
         means = [getattr(levels[share.level], name)[:, share.parts].to(of.dtype) for share in tile.shares]
-        empty = of.new_zeros(len(of), len(weights) - sum(mean.shape[1] for mean in means), of.shape[2])
+        empty = of.new_zeros(len(of), blank, of.shape[2])
         sides.append(torch.cat([*means, empty, of[:, tile.sinks], of[:, tile.near]], 1))
     return sides[0], sides[1], added.to(k.dtype)

@@ -88,6 +88,19 @@ def test_the_second_run_makes_nothing_again_that_the_first_one_made(
     assert kept() == MADE
 
 
+def test_what_takes_long_is_told_before_it_is_made_and_not_when_it_is_kept(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("finding the terms", "comparing the new tokens", "lm: cleaning", "regulation: cleaning", "terms: cleaning")
+    begin(desk.request(tmp_path / "kept", overrides=SMALL))
+    assert not [line for line in told if line in capsys.readouterr().err]
+    monkeypatch.setenv("DOMAINKIT_CACHE", str(tmp_path / "cache"))
+    begin(desk.request(tmp_path / "made", overrides=SMALL))
+    said = capsys.readouterr().err
+    places = [said.find(line) for line in told]
+    assert places == sorted(places) and places[0] >= 0
+
+
 def test_kept_or_made_the_weights_have_the_same_bits(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

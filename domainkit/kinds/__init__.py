@@ -35,7 +35,7 @@ class Corpus:
     """What a task is fed: its examples by source, and what belongs to the whole run."""
 
     domain: str
-    examples: Mapping[str, Iterable[Example]]  # by source name, unfiltered
+    examples: Mapping[str, Sequence[Example]]  # by source name, unfiltered
     parts: Mapping[str, str]  # source name → "domain" | "general"
     context: int  # tokens per sequence
     seed: int

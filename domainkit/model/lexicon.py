@@ -26,6 +26,7 @@ from domainkit.model.rows import (
     windows,
 )
 from domainkit.model.vocab import Vocabulary, choose, extended, inject, spoken_by
+from domainkit.progress import say
 
 CHECK = 1_500  # held-out tokens that the rows are compared on
 
@@ -68,6 +69,7 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
 
 def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], tokens: int, seed: int,
              progress: Callable[[int], None]) -> _Learned:  # fmt: skip
+    say(f"finding the terms of {glossary.name} in {len(learn):,} documents …")
     vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
     if not vocabulary.forms:
         return _Learned(vocabulary)
@@ -78,6 +80,7 @@ def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequen
     tokenizer = spoken_by(base.tokenizer, spelled)
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
     distilled = _distilled(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
+    say(f"comparing the new tokens with the old on {CHECK:,} tokens of other text …")
     held = windows(check, base, tokenizer, first, tokens=CHECK)
     variants = {
         "random": random_rows(base, vocabulary, seed).input,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -118,11 +118,13 @@ def test_loading_the_library_says_nothing() -> None:
 
 
 def test_help_takes_less_than_half_a_second() -> None:
+    """Of a processor: other work on the machine makes it wait, however often it is tried."""
     took = []
-    for _ in range(5):  # the best of five: other work on the machine only ever adds time
-        began = time.perf_counter()
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "domainkit", "--help"], stdout=subprocess.DEVNULL, check=True)
-        took.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.5
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -118,13 +118,11 @@ def test_loading_the_library_says_nothing() -> None:
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    """Of a processor: other work on the machine makes it wait, however often it is tried."""
     took = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(5):  # the best of five: other work on the machine only ever adds time
+        began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "domainkit", "--help"], stdout=subprocess.DEVNULL, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        took.append(time.perf_counter() - began)
     assert min(took) < 0.5
 
 

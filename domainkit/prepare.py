@@ -104,7 +104,7 @@ def prepare(request: Request, domain: Domain, run: Path | None = None, *, outlin
             held_out=not (record and task.name in given), glossary=glossary, graph=graph,
             splits={s.name: s.split for s in own},
         )  # fmt: skip
-        ready = kinds[task.name].prepare(corpus, base) if outline else _ready(task.name, kinds[task.name], corpus, base)
+        ready = kinds[task.name].prepare(corpus, base) if outline else _ready(kinds[task.name], corpus, base)
         ready = replace(ready, adapter=task.adapter, epochs=task.epochs, depths=len(training.depths))
         prepared[task.name] = _tested(ready, record.tasks[task.name]["labels"]) if record else ready
     kinds = {task.name: kinds[task.name] for task in tasks}
@@ -151,12 +151,12 @@ def kept() -> Path:
     return cache_dir() / "derived"
 
 
-def _ready(name: str, kind: Kind, corpus: Corpus, base: Base) -> Prepared:
+def _ready(kind: Kind, corpus: Corpus, base: Base) -> Prepared:
     """What a task makes of its corpus: cleaning and cutting a large one takes long, and seldom does anything change."""
 
     def make() -> Prepared:
         count = sum(len(found) for found in corpus.examples.values())
-        say(f"{name}: cleaning and cutting {count:,} documents …")
+        say(f"{kind.name}: cleaning and cutting {count:,} documents …")
         return kind.prepare(corpus, base)
 
     known = [corpus.glossary and corpus.glossary.sha256, corpus.graph and _provenance(corpus.graph.path, "")["sha256"]]

@@ -134,6 +134,8 @@ T = TypeVar("T")
 class Kind(Protocol):
     """The contract of every file in `kinds/`: a frozen dataclass `Settings` and a class `Kind(name, settings)`."""
 
+    name: str  # of the task
+
     def prepare(self, corpus: Corpus, base: Base) -> Prepared:
         """Clean, split and tokenize. Raises UserError when too little is left."""
 

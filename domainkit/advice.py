@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from domainkit import ranks
+from domainkit import memory, ranks
 from domainkit.estimate import Estimate
 from domainkit.spec import Training
 
 ROOM = 0.9  # of the memory that a run may take: the system and other programs need the rest
 LARGEST = 16  # times the batch that is set: beyond, steps are too few to learn from
 SHARE = 0.5  # of the free memory that a training step may work with
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 @dataclass(frozen=True)
@@ -35,10 +31,9 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This one, or what its container is given."""
-        memory = psutil.virtual_memory().total
-        with suppress(OSError, ValueError):
-            memory = min(memory, int(LIMIT.read_text()))
-        return cls(memory, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return cls(
+            memory.total(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
 
     @property
     def room(self) -> int:
@@ -50,11 +45,7 @@ def at_once(row: int, batch: int, beside: int = 0) -> int:
 
     row: bytes that a step of one row works with; beside: those that will be taken by then.
     """
-    if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = min(psutil.virtual_memory().available, Machine.here().room - psutil.Process().memory_info().rss)
-        free //= ranks.beside()
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else memory.free() // ranks.beside()
     return max(1, min(batch, int(SHARE * (free - beside)) // max(1, row)))
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
+from domainkit import memory
 from domainkit.joint import trained_tokens
 from domainkit.kinds import Prepared
 from domainkit.model import rows
@@ -197,7 +197,7 @@ class Estimator:
     @property
     def _streams(self) -> bool:
         """Whether a run, started now, would leave the trunk's layers on disk."""
-        fits = size(self.base, self.base.bits) <= SHARE * psutil.virtual_memory().available
+        fits = size(self.base, self.base.bits) <= SHARE * memory.free()
         return self.training.stream == "always" or (self.training.stream == "auto" and not fits)
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "domainkit"
 FLOORS = (  # from the ground up; a name may import only from lines above its own
-    "types assets usage ranks heap __version__",
+    "types assets usage ranks heap memory __version__",
     "files progress fill align versions",
     "ontology",
     "glossary graph spec score curve passages",

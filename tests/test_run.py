@@ -6,15 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import domainkit
+from domainkit import memory
 from domainkit.data.mix import split
 from domainkit.data.read import read
 from domainkit.model import bundle
@@ -117,7 +116,7 @@ def test_loading_and_using_a_run_writes_nothing(desk: Desk) -> None:
 
 
 def test_a_base_too_large_for_the_memory_answers_alike(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(memory, "free", lambda: 0)
     streamed = domainkit.load(desk.run)
     assert (run.base.streamed, streamed.base.streamed) == (0, 2)
     texts = held_out(desk, "paragraphs")[:3]

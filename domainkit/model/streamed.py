@@ -18,7 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-import psutil
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -28,7 +27,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig, load_state_dict
 from transformers.quantizers import AutoHfQuantizer
 
-from domainkit import ranks
+from domainkit import memory, ranks
 from domainkit.model.folder import loading, weight_files
 from domainkit.model.ondisk import Streamed, Waiting, put, tables
 from domainkit.model.routed import Routed
@@ -84,9 +83,7 @@ class Skeleton:
     @property
     def free(self) -> int:
         """Bytes of memory that are free where it computes."""
-        return int(
-            torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
-        )
+        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else memory.free()
 
     @property
     def fits(self) -> bool:

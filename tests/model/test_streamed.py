@@ -7,15 +7,14 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from domainkit import memory
 from domainkit.model import trunk
 from domainkit.model.base import Base, load_base
 from domainkit.model.ondisk import held
@@ -330,7 +329,7 @@ def test_auto_streams_what_would_take_half_of_the_memory(
     others = sum(p.numel() for p in whole.model.parameters()) - linear
     needed = int(linear * bytes_ + others * (2 if bits == 16 else 4))
     for free, streams in ((2 * needed, 0), (2 * needed - 2, DEPTH - KEPT)):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        monkeypatch.setattr(memory, "free", lambda free=free: free)
         assert load_base(llama, bits=bits, stream="auto", keep=KEPT).streamed == streams
         assert (f"{DEPTH - KEPT} of {DEPTH} layers stay on disk" in capsys.readouterr().err) == bool(streams)
         assert load_base(llama, bits=bits, keep=KEPT).streamed == 0

@@ -30,7 +30,7 @@ test-gpu: setup
 
 bench: setup
 	$(PY) benchmarks/startup.py
-	$(PY) benchmarks/training_speed.py --tokens 12000 --examples 600 --dtypes float32
+	$(PY) benchmarks/training_speed.py --tokens 12000 --examples 300 --dtypes float32
 	$(PY) benchmarks/tokenizer.py
 	$(PY) benchmarks/glossary_map.py
 	$(PY) benchmarks/glossary.py

@@ -232,6 +232,7 @@ def main() -> None:
             if side.needs and (not args.install or side.name in args.install):
                 print(f"{side.name}: {install(side) or 'installed'}", flush=True)
         return
+    subprocess.run([str(environment(OURS) / "domainkit"), "--help"], check=True, stdout=subprocess.DEVNULL)  # it starts
     load = [os.getloadavg()[0]]
     settings = [f"bits={args.bits}", f"epochs={args.epochs}", f"lm.tokens={args.tokens}", f"lm.test_tokens={args.held}"]
     with tempfile.TemporaryDirectory() as name:

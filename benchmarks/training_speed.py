@@ -5,8 +5,12 @@
 Both sides get the same base with its own tokens (no glossary), the same seed, the same packed batches in the same
 order and the same Trainer arguments, in one process, one after the other. Written down: every step's loss on both
 sides, the largest difference of any adapter weight, median seconds per step, and seconds end to end (the trunk pass
-included), beside the ratio that stored activations can bring at most (`at_most`). A third side trains plain PEFT on
-the same texts as a Trainer batches them unless told otherwise: eight at a time, padded to the longest.
+included), beside the ratio that stored activations can bring at most (`at_most`). Two more sides train plain PEFT on
+the same texts, a classifier's, as its users do: as a Trainer batches them unless told otherwise, eight at a time,
+padded to the longest; and besides prepared as PEFT's guide has it for quantized bases
+(`prepare_model_for_kbit_training`), which computes all layers anew in the backward pass and goes back through them.
+
+Products are in float32 unless `--precision auto` is given: in bfloat16 the two sides are rounded differently.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any
 
 import torch
 from machine import write_results
-from peft import get_peft_model
+from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
@@ -136,15 +140,15 @@ def padded(prepared: Prepared, task: str, training: Training, seed: int) -> list
     return steps
 
 
-def plain(setting: Setting, seed: int, work: Path, steps: Sequence[Step]) -> dict[str, Any]:
-    """PEFT on the whole model, trained by the Trainer as it comes."""
+def plain(setting: Setting, seed: int, work: Path, steps: Sequence[Step], *, guide: bool = False) -> dict[str, Any]:
+    """PEFT on the whole model, trained by the Trainer as it comes. guide: prepared as PEFT's says, and left so."""
     training, ((name, prepared),) = setting.domain.training, setting.prepared.items()
     began = time.perf_counter()
     torch.manual_seed(seed)
     head = setting.kinds[name].head(setting.base, prepared)
     torch.manual_seed(seed)
     peft = get_peft_model(
-        setting.base.model,
+        prepare_model_for_kbit_training(setting.base.model) if guide else setting.base.model,
         lora_config(setting.base, layers=training.layers, rank=training.rank, alpha=training.alpha),
     )
     clock = Clock()
@@ -186,8 +190,8 @@ def at_most(base: Base, training: Training, *, head: bool) -> float:
 
 def compare(task: str, args: argparse.Namespace, store_dtype: str) -> dict[str, Any]:
     """Both sides on one task."""
-    overrides = ['glossary=""', f"epochs={args.epochs}", f"bits={args.bits}", f'activations="{store_dtype}"',
-                 "save_steps=100000", f"lm.tokens={args.tokens}",
+    overrides = ['glossary=""', f"epochs={args.epochs}", f"bits={args.bits}", f"precision={args.precision}",
+                 f'activations="{store_dtype}"', "save_steps=100000", f"lm.tokens={args.tokens}",
                  f"regulation.train_examples={args.examples}"]  # fmt: skip
     domain = Domain.load("finance", overrides=overrides)
     setting = prepare(Request("finance", tasks=(task,), seed=args.seed), domain)
@@ -199,8 +203,15 @@ def compare(task: str, args: argparse.Namespace, store_dtype: str) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         stored = ours(setting, args.seed, Path(folder))
         whole = plain(setting, args.seed, Path(folder), same)
-        apart = plain(setting, args.seed, Path(folder), short) if head else None
-    told = {"task": task, "tokens per epoch": sum(len(s.ids) for s in alone[task].train), **equality(stored, whole)}
+        apart = {"padded": plain(setting, args.seed, Path(folder), short)} if head else {}
+        if head and args.bits < 16:
+            apart["padded, as PEFT's guide"] = plain(setting, args.seed, Path(folder), short, guide=True)
+    told = {
+        "task": task,
+        "products": str(setting.base.compute).removeprefix("torch."),
+        "tokens per epoch": sum(len(s.ids) for s in alone[task].train),
+        **equality(stored, whole),
+    }
     told |= {
         "step seconds, activations": stored["step"],
         "step seconds, plain": whole["step"],
@@ -211,9 +222,9 @@ def compare(task: str, args: argparse.Namespace, store_dtype: str) -> dict[str, 
         "end-to-end ratio": whole["total"] / stored["total"],
         "end-to-end ratio at most": at_most(setting.base, training, head=not head),
     }
-    if apart:
-        told["total seconds, plain padded"] = apart["total"]
-        told["end-to-end ratio, plain padded"] = apart["total"] / stored["total"]
+    for name, side in apart.items():
+        told[f"total seconds, plain {name}"] = side["total"]
+        told[f"end-to-end ratio, plain {name}"] = side["total"] / stored["total"]
     return told | {"losses": [stored["losses"], whole["losses"]]}
 
 
@@ -239,6 +250,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=240, help="regulation paragraphs per epoch")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--precision", default="float32", help="of products: auto, float32, bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", nargs="+", default=["regulation", "lm"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "auto"])

@@ -26,7 +26,7 @@ from domainkit.model.derived import derive
 from domainkit.model.lexicon import Taught, reserve, teach
 from domainkit.model.names import embed_names
 from domainkit.model.split import check_layers, check_split
-from domainkit.progress import bar, say
+from domainkit.progress import say
 from domainkit.spec import Domain, Source, Task, Training
 from domainkit.types import Example, UserError
 from domainkit.versions import versions
@@ -202,9 +202,8 @@ def _teach(base: Base, glossary: Glossary, examples: Mapping[str, Mapping[str, S
     tokens = training.glossary_tokens
     if dry:
         return reserve(base, glossary, [e.text for e in learn], tokens=tokens)
-    with bar("terms", tokens) as advance:
-        return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
-                     cache=kept(), progress=advance)  # fmt: skip
+    return teach(base, glossary, [e.text for e in learn], [e.text for e in check], tokens=tokens, seed=seed,
+                 cache=kept())  # fmt: skip
 
 
 def describe(request: Request, setting: Setting) -> bundle.Record:

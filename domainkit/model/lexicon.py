@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from domainkit.model.rows import (
     windows,
 )
 from domainkit.model.vocab import Vocabulary, choose, extended, inject, spoken_by
-from domainkit.progress import say
+from domainkit.progress import bar, say
 
 CHECK = 1_500  # held-out tokens that the rows are compared on
 
@@ -51,7 +51,7 @@ class _Learned:
 
 
 def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], *, tokens: int, seed: int,
-          cache: Path, progress: Callable[[int], None] = lambda tokens: None) -> Taught:  # fmt: skip
+          cache: Path) -> Taught:  # fmt: skip
     """Give the terms of `glossary` tokens of their own and learn their embedding rows.
 
     learn: the texts that decide which forms get a token and that the rows are distilled on. check: texts kept from
@@ -59,7 +59,7 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     keeps what was learned (`derive`), so that a second run with the same base, terms and texts finds it.
     """
     of = [base.origin, glossary.sha256, list(learn), list(check), tokens, seed]
-    learned = derive(cache, "rows", of, lambda: _learned(base, glossary, learn, check, tokens, seed, progress))
+    learned = derive(cache, "rows", of, lambda: _learned(base, glossary, learn, check, tokens, seed))
     if learned.rows is None:
         return Taught(base, learned.vocabulary, {})
     tokenizer = spoken_by(base.tokenizer, learned.tokenizer)
@@ -67,8 +67,8 @@ def teach(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[
     return Taught(grown, learned.vocabulary, learned.mismatch)
 
 
-def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], tokens: int, seed: int,
-             progress: Callable[[int], None]) -> _Learned:  # fmt: skip
+def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequence[str], tokens: int,
+             seed: int) -> _Learned:  # fmt: skip
     say(f"finding the terms of {glossary.name} in {len(learn):,} documents …")
     vocabulary = choose(glossary, base.tokenizer, learn, rows=len(base.embedding.weight))
     if not vocabulary.forms:
@@ -79,7 +79,7 @@ def _learned(base: Base, glossary: Glossary, learn: Sequence[str], check: Sequen
         return _Learned(vocabulary, spelled, rows)
     tokenizer = spoken_by(base.tokenizer, spelled)
     found = windows(_with_pairs(glossary, learn), base, tokenizer, first, tokens=tokens)
-    distilled = _distilled(base, tokenizer, vocabulary, rows, found, learn, seed, progress)
+    distilled = _distilled(base, tokenizer, vocabulary, rows, found, learn, seed)
     say(f"comparing the new tokens with the old on {CHECK:,} tokens of other text …")
     held = windows(check, base, tokenizer, first, tokens=CHECK)
     variants = {
@@ -110,12 +110,12 @@ def reserve(base: Base, glossary: Glossary, learn: Sequence[str], *, tokens: int
 
 
 def _distilled(base: Base, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary, mean: Rows,
-               found: Sequence[Window], texts: Sequence[str], seed: int,
-               progress: Callable[[int], None]) -> Rows:  # fmt: skip
+               found: Sequence[Window], texts: Sequence[str], seed: int) -> Rows:  # fmt: skip
     """Rows that read like the tokens they stand for, and are written as often as the texts have them."""
     moment = second_moment(base, found) if base.tied else None
     start = start_rows(base, vocabulary, mean, moment)
-    learned = distil(base, vocabulary.first, start.input, found, seed=seed, moment=moment, progress=progress)
+    with bar("terms", sum(len(window.old) for window in found)) as advance:
+        learned = distil(base, vocabulary.first, start.input, found, seed=seed, moment=moment, progress=advance)
     grown = extend(base, tokenizer, vocabulary.first, Rows(learned, start.output))
     output = calibrate(grown, tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
     return Rows(output) if base.tied else Rows(learned, output)

@@ -182,20 +182,24 @@ def test_the_same_seed_gives_the_same_rows(base: Base, vocabulary: Vocabulary) -
     assert Rows(one).fingerprint != Rows(start).fingerprint
 
 
-def test_taught_once_found_the_second_time(tmp_path: Path, glossary: Glossary, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, told = make_base(tmp_path / "again"), []
+def test_taught_once_found_the_second_time(
+    tmp_path: Path, glossary: Glossary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_base(tmp_path / "again")
 
     def taught() -> Taught:
         base = load_base(folder, bits=32)
-        return teach(base, glossary, TEXTS, [" ".join(CORPUS)], tokens=2000, seed=0, cache=tmp_path / "rows",
-                     progress=told.append)  # fmt: skip
+        return teach(base, glossary, TEXTS, [" ".join(CORPUS)], tokens=2000, seed=0, cache=tmp_path / "rows")
 
-    first, count = taught(), len(told)
+    first, said = taught(), capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith(("finding", "terms", "comparing"))]
+    assert [line.partition(" ")[0] for line in lines] == ["finding", "terms:", "comparing"]
+    assert lines[1].endswith(" tokens/s, 0 s left")
     with monkeypatch.context() as patch:
         for name in ("choose", "windows", "distil"):  # what takes long
             patch.delattr(lexicon, name, raising=False)
         second = taught()
-    assert count and len(told) == count  # nothing was read again
+    assert "terms: " not in capsys.readouterr().err  # nothing was read again
     assert second.vocabulary == first.vocabulary
     assert second.base.tokenizer.backend_tokenizer.to_str() == first.base.tokenizer.backend_tokenizer.to_str()
     assert second.base.rows == first.base.rows

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+import psutil
 import torch
 from rich.console import Group
 from rich.table import Table
@@ -31,9 +32,8 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This one, or what its container is given."""
-        return cls(
-            memory.total(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(memory.total(), cores)
 
     @property
     def room(self) -> int:
@@ -45,7 +45,11 @@ def at_once(row: int, batch: int, beside: int = 0) -> int:
 
     row: bytes that a step of one row works with; beside: those that will be taken by then.
     """
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else memory.free() // ranks.beside()
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = min(memory.free(), Machine.here().room - psutil.Process().memory_info().rss)
+        free //= ranks.beside()
     return max(1, min(batch, int(SHARE * (free - beside)) // max(1, row)))
 
 

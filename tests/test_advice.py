@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -68,11 +70,13 @@ def test_where_nothing_is_trained_the_batch_stays_as_it_is() -> None:
 
 
 def test_half_of_the_free_memory_is_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free", lambda: 9 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB, total=64 * GB))
     assert [at_once(GB, batch) for batch in (1, 4, 32)] == [1, 4, 4]
     assert at_once(GB, 32, beside=5 * GB) == 2
     assert at_once(10 * GB, 32) == 1  # there is no smaller step
     assert at_once(0, 32) == 32  # nothing is trained
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GB, total=4 * GB))
+    assert at_once(GB, 32) == 1  # a container's share
 
 
 @pytest.mark.parametrize(("gigabytes", "cores", "workers"), [(20, 2, 2), (20, 64, 3), (9, 64, 1), (4, 64, 0)])

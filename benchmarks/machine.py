@@ -22,6 +22,7 @@ def write_results(name: str, results: Any, **more: Any) -> Path:
     """Write results/<name>.json with command, machine and versions; returns the path."""
     machine: Mapping[str, Any] = {
         "system": platform.platform(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "load before and after": more.pop("load", None),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
@@ -37,3 +38,13 @@ def read_results(name: str) -> dict[str, Any] | None:
     """What `write_results` wrote under this name; None when it did not yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _processor() -> str:
+    """Maker, family, model and name, as Linux tells them; elsewhere what Python knows."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    return ", ".join(f"{key} {told[key]}" for key in ("vendor_id", "cpu family", "model", "model name") if key in told)

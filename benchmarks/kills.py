@@ -4,9 +4,10 @@
 
 A small but real run (a tiny base in 4 bits with random weights, a glossary, two tasks, two adapters) is started as
 `domainkit finetune …`, killed, continued with `--resume`, killed again, until it ends; then its files are compared
-with those of an uninterrupted run, and the next run starts with an empty cache. Half of the kills come after a random
-time, half at most 30 ms after a phase has begun. Importing torch takes longer than such a run, so each attempt is
-forked from a process that has imported everything and done nothing; what then runs is the command itself. Linux.
+with those of an uninterrupted run, and the next run starts with an empty cache. Half of the attempts are killed after a
+random time, if they have not ended by then, half at most 30 ms after a phase has begun. Importing torch takes longer
+than such a run, so each attempt is forked from a process that has imported everything and done nothing; what then runs
+is the command itself. Linux.
 """
 
 from __future__ import annotations

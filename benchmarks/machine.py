@@ -47,4 +47,5 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    return ", ".join(f"{key} {told[key]}" for key in ("vendor_id", "cpu family", "model", "model name") if key in told)
+    keys = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")  # the last two on Arm
+    return ", ".join(f"{key} {told[key]}" for key in keys if key in told)

@@ -187,11 +187,14 @@ def ours(settings: Sequence[str], digests: Iterable[str], folder: Path) -> Itera
 
 
 def score(rows: Sequence[dict[str, Any]], losses: Sequence[float], plain: str) -> None:
-    """Add to each row its held-out loss after every epoch and when it was as low as that of plain PEFT at its end."""
+    """Add to each row its held-out loss after every epoch, when it was lowest, and when as low as that of plain PEFT at
+    its end."""
     left = iter(losses)
     for row in rows:
         ends = [seconds for seconds, _ in row.pop("epochs", ())]
         row["losses"] = [(seconds, next(left)) for seconds in ends]
+        if ends:
+            row["lowest at"], row["lowest"] = min(row["losses"], key=lambda found: found[1])
         if len(ends) > 1:
             row["epoch"] = (ends[-1] - ends[0]) / (len(ends) - 1)
             row["start"] = ends[0] - row["epoch"]
@@ -203,18 +206,17 @@ def score(rows: Sequence[dict[str, Any]], losses: Sequence[float], plain: str) -
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What was measured, as Markdown."""
     columns = {"start": "s before the first epoch", "epoch": "s per epoch", "adapter": "s to the adapter",
-               "same loss": "s to plain PEFT's loss", "loss": "held-out loss", "peak MiB": "peak MiB",
-               "lines": "lines"}  # fmt: skip
+               "same loss": "s to plain PEFT's last loss", "lowest at": "s to its own lowest loss",
+               "lowest": "lowest loss", "peak MiB": "peak MiB", "lines": "lines"}  # fmt: skip
     out = [f"| | {' | '.join(columns.values())} |", f"|---|{'---:|' * len(columns)}"]
     for row in rows:
-        told = {**row, "loss": row["losses"][-1][1] if row["losses"] else None}
-        cells = [_cell(key, told.get(key)) for key in columns]
+        cells = [_cell(key, row.get(key)) for key in columns]
         out.append(f"| {': '.join(row[key] for key in ('side', 'error') if key in row)} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
 def _cell(key: str, value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if key == "loss" else f"{value:,.0f}"
+    return "–" if value is None else f"{value:.3f}" if key == "lowest" else f"{value:,.0f}"
 
 
 def main() -> None:

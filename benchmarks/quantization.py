@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,12 +61,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="of each text")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    tokens, load = 512 if args.quick else args.tokens, [os.getloadavg()[0]]
+    tokens, load, name = 512 if args.quick else args.tokens, [os.getloadavg()[0]], f"quantization-{args.part}"
     with tempfile.TemporaryDirectory() as place:
         if args.part == "splits":
             rows = list(splits(tokens))
         elif args.part == "tasks":
             rows = list(tasks(args.runs))
+            name += f"-{rows[0]['domain']}"
         elif args.part == "shape":
             rows = list(shape(Path(place)))
         else:
@@ -73,7 +75,7 @@ def main() -> None:
             given = {side: packed if side == "packed" else resolve(NAME) for side in args.sides}
             rows = list((text if args.part == "text" else speed)(given, tokens))
     load.append(os.getloadavg()[0])
-    print(write_results(f"quantization-{args.part}", rows, load=load))
+    print(write_results(name, rows, load=load))
 
 
 # Ways to pack
@@ -209,19 +211,22 @@ def speed(given: Mapping[str, Path], tokens: int) -> Iterator[Row]:
 
 
 def tasks(runs: Sequence[Path]) -> Iterator[Row]:
-    """Scores of finished runs, and what part of the first one's they are."""
+    """Scores of finished runs of one domain, and what part of the first one's they are."""
     exact: dict[str, float] = {}
-    for run in runs:
+    asked = "name the folders of finished runs of one domain, float32 first"
+    for run in runs or sys.exit(asked):
         read = [json.loads(path.read_text()) for path in sorted((run / "reports").glob("*.json"))]
         if not read:
-            raise SystemExit(f"{run} has no reports/*.json: name the folders of finished runs, float32 first")
-        base, seed = read[0]["base"], read[0]["seed"]
+            sys.exit(f"{run} has no reports/*.json: {asked}")
+        domain, base, seed = (read[0][key] for key in ("domain", "base", "seed"))
         scores = {f"{r['task']}/{name}": score["value"] for r in read for name, score in r["scores"].items()}
         exact = exact or scores
+        if scores.keys() != exact.keys():
+            sys.exit(f"{run} has other scores than {runs[0]}: {asked}")
         shares = {name: round(_share(name, value, exact[name]), 4) for name, value in scores.items()
                   if not name.split("/")[1].startswith("change")}  # fmt: skip
         print(base["bits"], base.get("packed", ""), shares, flush=True)
-        yield {"base": base, "seed": seed, "scores": scores, "of the first": shares}
+        yield {"domain": domain, "base": base, "seed": seed, "scores": scores, "of the first": shares}
 
 
 def _share(name: str, value: float, exact: float) -> float:

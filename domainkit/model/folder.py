@@ -90,30 +90,30 @@ def inspect_config(file: Path) -> None:
         raise UserError(f"not valid JSON: {error}", where=file, instead="the config.json of a model folder") from error
     if not isinstance(facts, dict):
         raise UserError("not a JSON object", where=file, instead="the config.json of a model folder")
-    _inspect_config(facts, file.parent)
+    _inspect_config(facts, file)
 
 
-def _inspect_config(facts: dict[str, Any], folder: Path) -> None:
+def _inspect_config(facts: dict[str, Any], file: Path) -> None:
     kind = facts.get("model_type", "")
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if expected is None and facts.get("auto_map"):
         raise UserError(
             f"model type {kind!r} needs code from its author (auto_map), which domainkit never runs",
-            where=folder,
+            where=file,
             instead="a model of a type that transformers itself knows",
         )
-    classes = facts.get("architectures") or [expected]
-    if expected is None or expected not in classes or facts.get("is_encoder_decoder"):
+    classes = facts.get("architectures") or ()
+    if expected is None or (classes and expected not in classes) or facts.get("is_encoder_decoder"):
         raise UserError(
-            f"not a decoder that writes text (model type {kind!r}, {', '.join(map(str, classes))})",
-            where=folder,
+            f"not a decoder that writes text ({', '.join([f'model type {kind!r}', *map(str, classes)])})",
+            where=file,
             instead="a causal language model, such as Llama, Qwen or DeepSeek",
         )
     quantized = facts.get("quantization_config")
     if quantized and not (isinstance(quantized, dict) and quantized.get("quant_method") == METHOD):
         raise UserError(
             "the weights are already quantized, not by domainkit",
-            where=folder,
+            where=file,
             instead="the unquantized model: domainkit quantizes it when it loads, or `domainkit base quantize` once",
         )
 

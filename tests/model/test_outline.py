@@ -100,7 +100,7 @@ def test_a_file_will_do_and_lies_where_it_wants(tiny_base: Path, tmp_path: Path)
     [
         ("{", "config.json: not valid JSON.*instead: the config.json of"),
         ("[1, 2]", "config.json: not a JSON object; instead"),
-        ('{"model_type": "nonesuch"}', "bare: not a decoder.*nonesuch.*instead: a causal language model"),
+        ('{"model_type": "nonesuch"}', "bare/config.json: not a decoder.*nonesuch.*instead: a causal language model"),
         ('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "not a decoder.*bert.*instead"),
         (
             '{"model_type": "llama", "hidden_size": "wide"}',
